@@ -1,0 +1,1 @@
+//! Kernel, layer and model timings, answers checked before timing.

@@ -1,0 +1,1 @@
+//! The pipeline as one readable list, from a model file to an artifact.

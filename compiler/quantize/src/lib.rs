@@ -1,0 +1,1 @@
+//! Batch-norm folding, calibration, precision plans, and the lowering of a QDQ graph to integers.

@@ -1,0 +1,1 @@
+//! Bit-preserving egg rules, extraction, and fusion into kernel specs.

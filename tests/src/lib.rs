@@ -1,0 +1,1 @@
+//! Tests across crates: file tests, whole networks, differential tests, bad input.
