@@ -1,0 +1,5 @@
+//! Targets, kernels in Cranelift IR, memory plan, object, JIT and link.
+
+pub mod dot;
+pub mod object;
+pub mod target;

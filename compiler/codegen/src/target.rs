@@ -1,0 +1,667 @@
+//! Targets: which machine a model is compiled for.
+//!
+//! In: a target name ([`Target::parse`]), an optional list of feature changes
+//! ([`Target::with_changes`]), or the architecture and feature names of a manifest
+//! ([`Target::from_manifest`]). Out: a [`Target`], which everything below asks instead of asking the
+//! build machine. A target's features are always closed: a feature is present only together with
+//! every feature it [`requires`](Feature::requires).
+//!
+//! Adding a target is one row in [`ROWS`]; adding a feature is one row in the table of
+//! [`Feature`].
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::sync::Arc;
+
+use cranelift_codegen::isa::{self, OwnedTargetIsa};
+use cranelift_codegen::settings::{self, Configurable};
+use thiserror::Error;
+
+/// Instruction set architecture of a target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Arch {
+    X86_64,
+    Aarch64,
+}
+
+impl Arch {
+    /// The manifest's spelling, equal to Rust's `target_arch`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Arch::X86_64 => "x86_64",
+            Arch::Aarch64 => "aarch64",
+        }
+    }
+
+    /// The architecture this compiler runs on, if it is one that models can be compiled for.
+    pub fn host() -> Option<Arch> {
+        [Arch::X86_64, Arch::Aarch64].into_iter().find(|arch| arch.name() == std::env::consts::ARCH)
+    }
+
+    fn triple(self) -> &'static str {
+        match self {
+            Arch::X86_64 => "x86_64-unknown-linux-gnu",
+            Arch::Aarch64 => "aarch64-unknown-linux-gnu",
+        }
+    }
+
+    /// Features without which the 128-bit vector code cannot be generated.
+    fn minimum(self) -> &'static [Feature] {
+        match self {
+            Arch::X86_64 => &[Feature::Sse3, Feature::Ssse3, Feature::Sse41],
+            Arch::Aarch64 => &[Feature::Neon],
+        }
+    }
+}
+
+impl fmt::Display for Arch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+macro_rules! detect {
+    (X86_64, $name:tt) => {
+        std::arch::is_x86_feature_detected!($name)
+    };
+    (Aarch64, $name:tt) => {
+        false
+    };
+}
+#[cfg(target_arch = "aarch64")]
+macro_rules! detect {
+    (X86_64, $name:tt) => {
+        false
+    };
+    (Aarch64, $name:tt) => {
+        std::arch::is_aarch64_feature_detected!($name)
+    };
+}
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+macro_rules! detect {
+    ($arch:ident, $name:tt) => {
+        false
+    };
+}
+
+macro_rules! features {
+    ($($variant:ident $arch:ident $name:tt $flag:expr, $alias:expr, [$($requires:ident)*];)*) => {
+        /// A CPU feature that generated code may use. Features that no generated code needs are not
+        /// listed, so that a manifest never demands them.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum Feature { $($variant),* }
+
+        impl Feature {
+            /// Every feature, in the order in which manifests list them.
+            pub const ALL: &'static [Feature] = &[$(Feature::$variant),*];
+
+            /// The name in the spelling of `is_x86_feature_detected!` (or its aarch64 sibling).
+            pub fn name(self) -> &'static str {
+                match self { $(Feature::$variant => $name),* }
+            }
+
+            /// The architecture that has the feature.
+            pub fn arch(self) -> Arch {
+                match self { $(Feature::$variant => Arch::$arch),* }
+            }
+
+            /// The features that this one cannot be used without (directly).
+            pub fn requires(self) -> &'static [Feature] {
+                match self { $(Feature::$variant => &[$(Feature::$requires),*]),* }
+            }
+
+            /// Whether the machine this compiler runs on has the feature and its operating system
+            /// lets it be used.
+            pub fn detected(self) -> bool {
+                match self { $(Feature::$variant => detect!($arch, $name)),* }
+            }
+
+            /// A second, shorter name accepted on the command line.
+            fn alias(self) -> Option<&'static str> {
+                match self { $(Feature::$variant => $alias),* }
+            }
+
+            /// The Cranelift setting that lets Cranelift use the feature; none where only assembled
+            /// kernels can use it.
+            fn cranelift_flag(self) -> Option<&'static str> {
+                match self { $(Feature::$variant => $flag),* }
+            }
+        }
+    };
+}
+
+features! {
+    Sse3 X86_64 "sse3" Some("has_sse3"), None, [];
+    Ssse3 X86_64 "ssse3" Some("has_ssse3"), None, [Sse3];
+    Sse41 X86_64 "sse4.1" Some("has_sse41"), Some("sse41"), [Ssse3];
+    Sse42 X86_64 "sse4.2" Some("has_sse42"), Some("sse42"), [Sse41];
+    Popcnt X86_64 "popcnt" Some("has_popcnt"), None, [];
+    Avx X86_64 "avx" Some("has_avx"), None, [Sse42];
+    Avx2 X86_64 "avx2" Some("has_avx2"), None, [Avx];
+    Fma X86_64 "fma" Some("has_fma"), None, [Avx];
+    Bmi1 X86_64 "bmi1" Some("has_bmi1"), None, [];
+    Bmi2 X86_64 "bmi2" Some("has_bmi2"), None, [];
+    Lzcnt X86_64 "lzcnt" Some("has_lzcnt"), None, [];
+    AvxVnni X86_64 "avxvnni" Some("has_avx_vnni"), None, [Avx2];
+    Avx512f X86_64 "avx512f" Some("has_avx512f"), None, [Avx2 Fma];
+    Avx512cd X86_64 "avx512cd" None, None, [Avx512f];
+    Avx512bw X86_64 "avx512bw" None, None, [Avx512f];
+    Avx512dq X86_64 "avx512dq" Some("has_avx512dq"), None, [Avx512f];
+    Avx512vl X86_64 "avx512vl" Some("has_avx512vl"), None, [Avx512f];
+    Avx512vnni X86_64 "avx512vnni" Some("has_avx512vnni"), Some("vnni"), [Avx512f];
+    Avx512vbmi X86_64 "avx512vbmi" Some("has_avx512vbmi"), Some("vbmi"), [Avx512bw];
+    Avx512vbmi2 X86_64 "avx512vbmi2" None, Some("vbmi2"), [Avx512bw];
+    Avx512bitalg X86_64 "avx512bitalg" Some("has_avx512bitalg"), Some("bitalg"), [Avx512bw];
+    Gfni X86_64 "gfni" None, None, [Sse41];
+    Neon Aarch64 "neon" None, None, [];
+    Dotprod Aarch64 "dotprod" Some("has_dotprod"), None, [Neon];
+    I8mm Aarch64 "i8mm" Some("has_i8mm"), None, [Dotprod];
+}
+
+impl Feature {
+    /// The feature of `arch` called `name` (its own name or its short one).
+    pub fn parse(arch: Arch, name: &str) -> Result<Feature, TargetError> {
+        Feature::of(arch).find(|feature| feature.name() == name || feature.alias() == Some(name)).ok_or_else(|| {
+            let valid: Vec<_> = Feature::of(arch).map(Feature::name).collect();
+            TargetError::UnknownFeature {
+                arch,
+                found: name.to_owned(),
+                suggestion: suggestion(name, &valid),
+                valid: valid.join(", "),
+            }
+        })
+    }
+
+    /// Every feature of `arch`.
+    pub fn of(arch: Arch) -> impl Iterator<Item = Feature> {
+        Feature::ALL.iter().copied().filter(move |feature| feature.arch() == arch)
+    }
+}
+
+impl fmt::Display for Feature {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// How the portable 128-bit kernels form an 8-bit dot product on a target. Every strategy gives the
+/// same exact result; see [`crate::dot`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Dot {
+    /// x86 `vpdpbusd xmm`: one instruction (AVX-VNNI, or AVX-512 VNNI with VL).
+    Vnni,
+    /// x86 `pmaddwd` on operands widened to 16 bits (SSE4.1 or AVX).
+    Pmaddwd,
+    /// aarch64 `sdot`: one instruction where the unsigned operand stays below 128, else three.
+    Sdot,
+    /// aarch64 `usdot`: one instruction.
+    Usdot,
+    /// Widening multiplies and pairwise adds, on any machine.
+    Widening,
+}
+
+/// One row of the table of targets.
+#[derive(Clone, Copy, Debug)]
+pub struct Row {
+    pub name: &'static str,
+    /// None: the architecture this compiler runs on.
+    pub arch: Option<Arch>,
+    /// For people, one line.
+    pub description: &'static str,
+    features: Features,
+}
+
+/// Where a row's features come from. What a listed feature requires need not be listed.
+#[derive(Clone, Copy, Debug)]
+enum Features {
+    /// Whatever the machine this compiler runs on has.
+    Detected,
+    Listed(&'static [Feature]),
+}
+
+const V3: &[Feature] = &[Feature::Avx2, Feature::Fma, Feature::Popcnt, Feature::Bmi1, Feature::Bmi2, Feature::Lzcnt];
+
+/// The targets, in the order in which `hawqc targets` lists them.
+pub const ROWS: &[Row] = &[
+    Row {
+        name: "host",
+        arch: None,
+        description: "the machine this compiler runs on, with every feature it has",
+        features: Features::Detected,
+    },
+    Row {
+        name: "x86-64-v2",
+        arch: Some(Arch::X86_64),
+        description: "x86-64 with SSE4.2 (2008 and later)",
+        features: Features::Listed(&[Feature::Sse42, Feature::Popcnt]),
+    },
+    Row {
+        name: "x86-64-v3",
+        arch: Some(Arch::X86_64),
+        description: "x86-64 with AVX2 (Haswell, Zen and later)",
+        features: Features::Listed(V3),
+    },
+    Row {
+        name: "x86-avxvnni",
+        arch: Some(Arch::X86_64),
+        description: "x86-64 with AVX2 and its 8-bit dot product (Alder Lake, Zen 5 and later)",
+        features: Features::Listed(&[
+            Feature::AvxVnni,
+            Feature::Fma,
+            Feature::Popcnt,
+            Feature::Bmi1,
+            Feature::Bmi2,
+            Feature::Lzcnt,
+        ]),
+    },
+    Row {
+        name: "x86-avx512",
+        arch: Some(Arch::X86_64),
+        description: "x86-64 with AVX-512 F, CD, BW, DQ, VL and VNNI (Cascade Lake, Zen 4 and later)",
+        features: Features::Listed(&[
+            Feature::Avx512cd,
+            Feature::Avx512bw,
+            Feature::Avx512dq,
+            Feature::Avx512vl,
+            Feature::Avx512vnni,
+            Feature::Popcnt,
+            Feature::Bmi1,
+            Feature::Bmi2,
+            Feature::Lzcnt,
+        ]),
+    },
+    Row {
+        name: "x86-avx512-novnni",
+        arch: Some(Arch::X86_64),
+        description: "x86-64 with AVX-512 F, CD, BW, DQ and VL, without VNNI (Skylake server)",
+        features: Features::Listed(&[
+            Feature::Avx512cd,
+            Feature::Avx512bw,
+            Feature::Avx512dq,
+            Feature::Avx512vl,
+            Feature::Popcnt,
+            Feature::Bmi1,
+            Feature::Bmi2,
+            Feature::Lzcnt,
+        ]),
+    },
+    Row {
+        name: "aarch64",
+        arch: Some(Arch::Aarch64),
+        description: "64-bit ARM with NEON (any ARMv8)",
+        features: Features::Listed(&[Feature::Neon]),
+    },
+    Row {
+        name: "aarch64-dotprod",
+        arch: Some(Arch::Aarch64),
+        description: "64-bit ARM with NEON and its 8-bit dot product (Cortex-A76, Neoverse N1, Apple M1)",
+        features: Features::Listed(&[Feature::Dotprod]),
+    },
+];
+
+/// Why a target cannot be had.
+#[derive(Debug, Error)]
+pub enum TargetError {
+    #[error("unknown target `{found}`{suggestion}; the targets are {valid}")]
+    UnknownTarget {
+        found: String,
+        /// Empty, or "(did you mean ..?)".
+        suggestion: String,
+        valid: String,
+    },
+    #[error("unknown CPU feature `{found}` of {arch}{suggestion}; its features are {valid}")]
+    UnknownFeature {
+        arch: Arch,
+        found: String,
+        /// Empty, or "(did you mean ..?)".
+        suggestion: String,
+        valid: String,
+    },
+    #[error("CPU feature change `{found}`: write `+feature` or `-feature`, separated by commas")]
+    MalformedChange { found: String },
+    #[error("CPU feature `{feature}` cannot be removed: generated code for {arch} needs at least {minimum}")]
+    BelowMinimum { feature: Feature, arch: Arch, minimum: String },
+    #[error("target `host`: this machine lacks {missing}, which generated code for {arch} always uses")]
+    HostTooOld { arch: Arch, missing: String },
+    #[error("architecture `{found}` cannot be compiled for; the architectures are x86_64 and aarch64")]
+    UnknownArch { found: String },
+    #[error("code generator for {arch}: {message}")]
+    Isa { arch: Arch, message: String },
+}
+
+/// A machine to compile for. Closed under [`Feature::requires`]; all features belong to `arch`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Target {
+    name: String,
+    arch: Arch,
+    features: BTreeSet<Feature>,
+}
+
+impl Target {
+    /// The target called `name` in [`ROWS`].
+    pub fn parse(name: &str) -> Result<Target, TargetError> {
+        let Some(row) = ROWS.iter().find(|row| row.name == name) else {
+            let valid: Vec<_> = ROWS.iter().map(|row| row.name).collect();
+            return Err(TargetError::UnknownTarget {
+                found: name.to_owned(),
+                suggestion: suggestion(name, &valid),
+                valid: valid.join(", "),
+            });
+        };
+        row.target()
+    }
+
+    /// The machine this compiler runs on, with every feature it has.
+    pub fn host() -> Result<Target, TargetError> {
+        Target::parse("host")
+    }
+
+    /// The target a manifest describes.
+    pub fn from_manifest<S: AsRef<str>>(name: &str, arch: &str, features: &[S]) -> Result<Target, TargetError> {
+        let arch = [Arch::X86_64, Arch::Aarch64]
+            .into_iter()
+            .find(|known| known.name() == arch)
+            .ok_or_else(|| TargetError::UnknownArch { found: arch.to_owned() })?;
+        let mut target = Target { name: name.to_owned(), arch, features: BTreeSet::new() };
+        for feature in features {
+            target.add(Feature::parse(arch, feature.as_ref())?);
+        }
+        Ok(target)
+    }
+
+    /// This target with `changes` such as `+vbmi,-vnni` applied from left to right. Adding a feature
+    /// adds what it requires; removing one removes what requires it. The name becomes the old one
+    /// followed by the difference, e.g. `x86-avx512+avx512vbmi-avx512vnni`.
+    pub fn with_changes(&self, changes: &str) -> Result<Target, TargetError> {
+        let mut target = self.clone();
+        for change in changes.split(',').map(str::trim).filter(|change| !change.is_empty()) {
+            if let Some(name) = change.strip_prefix('+') {
+                target.add(Feature::parse(self.arch, name)?);
+            } else if let Some(name) = change.strip_prefix('-') {
+                target.remove(Feature::parse(self.arch, name)?)?;
+            } else {
+                return Err(TargetError::MalformedChange { found: change.to_owned() });
+            }
+        }
+        for feature in target.features.difference(&self.features) {
+            target.name.push('+');
+            target.name.push_str(feature.name());
+        }
+        for feature in self.features.difference(&target.features) {
+            target.name.push('-');
+            target.name.push_str(feature.name());
+        }
+        Ok(target)
+    }
+
+    fn add(&mut self, feature: Feature) {
+        if self.features.insert(feature) {
+            for &required in feature.requires() {
+                self.add(required);
+            }
+        }
+    }
+
+    fn remove(&mut self, feature: Feature) -> Result<(), TargetError> {
+        if self.arch.minimum().contains(&feature) {
+            return Err(TargetError::BelowMinimum {
+                feature,
+                arch: self.arch,
+                minimum: names(self.arch.minimum().iter().copied()),
+            });
+        }
+        self.features.remove(&feature);
+        let dependents: Vec<_> =
+            self.features.iter().copied().filter(|present| present.requires().contains(&feature)).collect();
+        dependents.into_iter().try_for_each(|dependent| self.remove(dependent))
+    }
+
+    /// The name for people and manifests.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub fn arch(&self) -> Arch {
+        self.arch
+    }
+
+    pub fn features(&self) -> &BTreeSet<Feature> {
+        &self.features
+    }
+
+    pub fn has(&self, feature: Feature) -> bool {
+        self.features.contains(&feature)
+    }
+
+    /// The manifest's list of features: everything the code may use beyond the architecture's base.
+    pub fn feature_names(&self) -> Vec<&'static str> {
+        self.features.iter().map(|feature| feature.name()).collect()
+    }
+
+    /// Whether the machine this compiler runs on can run code for the target.
+    pub fn runs_here(&self) -> bool {
+        Arch::host() == Some(self.arch) && self.missing_here().is_empty()
+    }
+
+    /// The target's features that the machine this compiler runs on lacks.
+    pub fn missing_here(&self) -> Vec<Feature> {
+        self.features.iter().copied().filter(|feature| !feature.detected()).collect()
+    }
+
+    /// The fastest way this target has to form 8-bit dot products in 128-bit vectors.
+    pub fn dot(&self) -> Dot {
+        let evex_vnni = self.has(Feature::Avx512vnni) && self.has(Feature::Avx512vl);
+        match self.arch {
+            Arch::X86_64 if self.has(Feature::AvxVnni) || evex_vnni => Dot::Vnni,
+            Arch::X86_64 => Dot::Pmaddwd,
+            Arch::Aarch64 if self.has(Feature::I8mm) => Dot::Usdot,
+            Arch::Aarch64 if self.has(Feature::Dotprod) => Dot::Sdot,
+            Arch::Aarch64 => Dot::Widening,
+        }
+    }
+
+    /// Cranelift's code generator for exactly this target's features, whatever the build machine
+    /// has. `pic` as an object for a shared library needs it; the JIT needs the opposite.
+    pub(crate) fn isa(&self, pic: bool) -> Result<OwnedTargetIsa, TargetError> {
+        let failed = |message: String| TargetError::Isa { arch: self.arch, message };
+        let mut shared = settings::builder();
+        for (name, value) in [
+            ("opt_level", "speed"),
+            ("is_pic", if pic { "true" } else { "false" }),
+            ("use_colocated_libcalls", "false"),
+            ("enable_probestack", "false"),
+            ("unwind_info", "false"),
+            ("enable_verifier", "true"),
+        ] {
+            shared.set(name, value).map_err(|error| failed(format!("setting {name}: {error}")))?;
+        }
+        let mut builder = isa::lookup_by_name(self.arch.triple()).map_err(|error| failed(error.to_string()))?;
+        for flag in Feature::of(self.arch).filter_map(|f| Some((f.cranelift_flag()?, self.has(f)))) {
+            let (name, present) = flag;
+            builder
+                .set(name, if present { "true" } else { "false" })
+                .map_err(|error| failed(format!("setting {name}: {error}")))?;
+        }
+        let isa: Arc<_> = builder.finish(settings::Flags::new(shared)).map_err(|error| failed(error.to_string()))?;
+        Ok(isa)
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name)
+    }
+}
+
+impl Row {
+    /// The target this row describes. Fails only for `host`, where the machine is too old or of an
+    /// architecture that cannot be compiled for.
+    pub fn target(&self) -> Result<Target, TargetError> {
+        let Some(arch) = self.arch.or(Arch::host()) else {
+            return Err(TargetError::UnknownArch { found: std::env::consts::ARCH.to_owned() });
+        };
+        let mut target = Target { name: self.name.to_owned(), arch, features: BTreeSet::new() };
+        match self.features {
+            Features::Listed(listed) => listed.iter().for_each(|&feature| target.add(feature)),
+            Features::Detected => {
+                // A feature whose requirement is not usable here (a virtual machine may hide it) is
+                // left out, which keeps the set closed.
+                let detected = |feature: &Feature| detected_with_requirements(*feature);
+                target.features = Feature::of(arch).filter(detected).collect();
+                let missing: Vec<_> = arch.minimum().iter().copied().filter(|feature| !target.has(*feature)).collect();
+                if !missing.is_empty() {
+                    return Err(TargetError::HostTooOld { arch, missing: names(missing) });
+                }
+            }
+        }
+        Ok(target)
+    }
+}
+
+fn detected_with_requirements(feature: Feature) -> bool {
+    feature.detected() && feature.requires().iter().all(|&required| detected_with_requirements(required))
+}
+
+fn names(features: impl IntoIterator<Item = Feature>) -> String {
+    let names: Vec<_> = features.into_iter().map(Feature::name).collect();
+    names.join(", ")
+}
+
+/// " (did you mean `x`?)" for the nearest valid name, or nothing if none is near.
+fn suggestion(found: &str, valid: &[&str]) -> String {
+    let nearest = valid.iter().map(|name| (edit_distance(found, name), *name)).min();
+    match nearest {
+        Some((distance, name)) if distance <= 1 + found.chars().count() / 4 => {
+            format!(" (did you mean `{name}`?)")
+        }
+        _ => String::new(),
+    }
+}
+
+/// Levenshtein distance in characters.
+fn edit_distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, from) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, to) in b.iter().enumerate() {
+            let substituted = diagonal + usize::from(from != *to);
+            diagonal = row[j + 1];
+            row[j + 1] = substituted.min(row[j] + 1).min(row[j + 1] + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_row_is_closed_and_has_a_code_generator() {
+        for row in ROWS {
+            let target = row.target().unwrap();
+            for feature in target.features() {
+                assert_eq!(feature.arch(), target.arch(), "{target}");
+                for required in feature.requires() {
+                    assert!(target.has(*required), "{target}: {feature} {required}");
+                }
+            }
+            for minimum in target.arch().minimum() {
+                assert!(target.has(*minimum), "{target} lacks {minimum}");
+            }
+            for pic in [false, true] {
+                let isa = target.isa(pic).unwrap();
+                assert_eq!(isa.flags().is_pic(), pic);
+            }
+        }
+    }
+
+    #[test]
+    fn code_generator_gets_exactly_the_features() {
+        for row in ROWS {
+            let target = row.target().unwrap();
+            let isa = target.isa(true).unwrap();
+            for feature in Feature::of(target.arch()) {
+                let Some(name) = feature.cranelift_flag() else {
+                    continue;
+                };
+                let flags = isa.isa_flags();
+                let flag = flags.iter().find(|flag| flag.name == name).unwrap();
+                assert_eq!(flag.as_bool(), Some(target.has(feature)), "{target} {name}");
+            }
+        }
+    }
+
+    #[test]
+    fn dot_strategy_of_each_row() {
+        let expected = [
+            ("x86-64-v2", Dot::Pmaddwd),
+            ("x86-64-v3", Dot::Pmaddwd),
+            ("x86-avxvnni", Dot::Vnni),
+            ("x86-avx512", Dot::Vnni),
+            ("x86-avx512-novnni", Dot::Pmaddwd),
+            ("aarch64", Dot::Widening),
+            ("aarch64-dotprod", Dot::Sdot),
+        ];
+        for (name, dot) in expected {
+            assert_eq!(Target::parse(name).unwrap().dot(), dot, "{name}");
+        }
+        assert_eq!(expected.len() + 1, ROWS.len());
+        let i8mm = Target::parse("aarch64").unwrap().with_changes("+i8mm");
+        assert_eq!(i8mm.unwrap().dot(), Dot::Usdot);
+    }
+
+    #[test]
+    fn changes_keep_the_set_closed() {
+        let base = Target::parse("x86-avx512").unwrap();
+        let changed = base.with_changes("+vbmi, -vnni").unwrap();
+        assert_eq!(changed.name(), "x86-avx512+avx512vbmi-avx512vnni");
+        assert!(changed.has(Feature::Avx512vbmi) && !changed.has(Feature::Avx512vnni));
+        assert_eq!(changed.dot(), Dot::Pmaddwd);
+
+        let sse = base.with_changes("-avx").unwrap();
+        assert_eq!(sse.feature_names(), ["sse3", "ssse3", "sse4.1", "sse4.2", "popcnt", "bmi1", "bmi2", "lzcnt"]);
+        let up = Target::parse("x86-64-v2").unwrap().with_changes("+avx512vbmi").unwrap();
+        assert!(up.has(Feature::Avx512bw) && up.has(Feature::Avx2) && up.has(Feature::Fma));
+        assert_eq!(base.with_changes("").unwrap(), base);
+    }
+
+    #[test]
+    fn refusals_name_what_is_valid() {
+        let error = Target::parse("x86-avx52").unwrap_err().to_string();
+        assert!(error.contains("did you mean `x86-avx512`?"), "{error}");
+        assert!(error.contains("aarch64-dotprod"), "{error}");
+        assert!(matches!(
+            Target::parse("riscv"),
+            Err(TargetError::UnknownTarget { suggestion, .. }) if suggestion.is_empty()
+        ));
+        let base = Target::parse("x86-64-v3").unwrap();
+        let error = base.with_changes("+avx512vmbi").unwrap_err().to_string();
+        assert!(error.contains("did you mean `avx512vbmi`?"), "{error}");
+        assert!(matches!(
+            base.with_changes("avx2"),
+            Err(TargetError::MalformedChange { found }) if found == "avx2"
+        ));
+        assert!(matches!(base.with_changes("+dotprod"), Err(TargetError::UnknownFeature { .. })));
+        assert!(matches!(base.with_changes("-sse3"), Err(TargetError::BelowMinimum { feature: Feature::Sse3, .. })));
+    }
+
+    #[test]
+    fn manifest_round_trip() {
+        for row in ROWS {
+            let target = row.target().unwrap();
+            let names = target.feature_names();
+            let again = Target::from_manifest(target.name(), target.arch().name(), &names).unwrap();
+            assert_eq!(again, target);
+        }
+        assert!(matches!(Target::from_manifest("x", "riscv64", &[] as &[&str]), Err(TargetError::UnknownArch { .. })));
+    }
+
+    #[test]
+    fn host_runs_here() {
+        assert!(Target::host().unwrap().runs_here());
+    }
+}
