@@ -91,8 +91,7 @@ impl ClampReal {
 impl Operator for ClampReal {
     fn infer(&self, args: &[&TensorType]) -> Result<TensorType, TypeError> {
         let [src] = operands(args)?;
-        // Written so that a NaN bound is refused too.
-        if !(self.lo.get() <= self.hi.get()) {
+        if self.lo.get().is_nan() || self.hi.get().is_nan() || self.lo > self.hi {
             return Err(TypeError::new(format!("empty clamp [{}, {}]", self.lo, self.hi)));
         }
         if !src.is_float() {
