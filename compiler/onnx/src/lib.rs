@@ -1,0 +1,4 @@
+//! ONNX in (float and QDQ), ONNX out (QCDQ), and the model zoo written as ONNX.
+
+mod pb_build;
+pub mod zoo;
