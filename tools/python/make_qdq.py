@@ -1,6 +1,6 @@
 """Exports a torchvision network, quantises it with onnxruntime to QDQ int8 and records onnxruntime's integers.
 
-    python make_qdq.py --model resnet18 --out DIR [--image-size 64] [--images 4] [--activations u8,i8] [--float-only]
+    python make_qdq.py --model resnet18 --out DIR [--image-size 64] [--images 4] [--activations u8,i8] [--layers] [--float-only]
 
 Weights are random with a fixed seed; batch-norm statistics come from a few seeded random batches, so activations stay alive.
 Written to DIR:
@@ -11,11 +11,13 @@ Written to DIR:
     KIND/model.onnx        QDQ, weights i8 symmetric per channel; KIND is the activations' type:
                            u8, i8 (with zero points), i8sym (i8, zero points 0)
     KIND/expected.npz      the integer result of every QuantizeLinear node under its output tensor's name, [images, ...], and `logits`
+    KIND/layers/NNN.*      with --layers: every layer as a model of its own, see split_layers.py
 
 onnxruntime runs on one thread, without graph optimisation: every node as its operator is defined.
 """
 
 import argparse
+import shutil
 import tempfile
 import warnings
 from pathlib import Path
@@ -30,6 +32,7 @@ from torch import nn
 from torchvision.models import mobilenetv2, resnet
 
 import probe
+import split_layers
 
 # Smallest image each network takes (vgg: its pooling to 7x7 can be exported only where it already is 7x7).
 SMALLEST = {
@@ -151,6 +154,7 @@ def main() -> None:
     parser.add_argument("--activations", default="u8,i8", help="a list of u8, i8, i8sym")
     parser.add_argument("--opset", type=int, default=17)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--layers", action="store_true", help="also write every layer as a model")
     parser.add_argument("--float-only", action="store_true")
     args = parser.parse_args()
     size = args.image_size or NATIVE.get(args.model, 224)
@@ -179,6 +183,11 @@ def main() -> None:
         quantise(plain, target, kind, calibration)
         tensors = record(target, inputs)
         np.savez(args.out / kind / "expected.npz", **tensors)
+        if args.layers:
+            layers = args.out / kind / "layers"
+            shutil.rmtree(layers, ignore_errors=True)
+            layers.mkdir()
+            print(f"{kind}: {split_layers.split(onnx.load(target), tensors, layers)} layers")
         gap = np.abs(tensors["logits"] - logits).mean()
         constant = [n for n, v in tensors.items() if v.min() == v.max()]
         print(
