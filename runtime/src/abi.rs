@@ -29,8 +29,7 @@ pub type TaskFn = unsafe extern "C" fn(call: *const Call, task: i64, tasks: i64)
 /// Runs `task_fn(call, t, tasks)` exactly once for every `t` in `0..tasks`, in any order and on
 /// any threads, and returns when all have finished; what the tasks wrote is then visible to the
 /// calling thread. `pool` is [`Call::pool`].
-pub type ParallelForFn =
-    unsafe extern "C" fn(pool: *mut c_void, task_fn: TaskFn, call: *const Call, tasks: i64);
+pub type ParallelForFn = unsafe extern "C" fn(pool: *mut c_void, task_fn: TaskFn, call: *const Call, tasks: i64);
 
 /// Observer of progress, called on the thread that called the entry point. `user` is
 /// [`Call::on_step_user`].

@@ -20,14 +20,7 @@ pub enum Elem {
 
 impl Elem {
     /// Every element type.
-    pub const ALL: [Elem; 6] = [
-        Elem::F32,
-        Elem::U8,
-        Elem::I8,
-        Elem::I16,
-        Elem::I32,
-        Elem::I64,
-    ];
+    pub const ALL: [Elem; 6] = [Elem::F32, Elem::U8, Elem::I8, Elem::I16, Elem::I32, Elem::I64];
 
     /// Bytes of one element, which is also its alignment.
     pub const fn size_bytes(self) -> usize {
@@ -64,9 +57,7 @@ pub fn checked_elements(elem: Elem, shape: &[usize]) -> Option<usize> {
     if shape.contains(&0) {
         return Some(0);
     }
-    let elements = shape
-        .iter()
-        .try_fold(1usize, |product, &extent| product.checked_mul(extent))?;
+    let elements = shape.iter().try_fold(1usize, |product, &extent| product.checked_mul(extent))?;
     let bytes = elements.checked_mul(elem.size_bytes())?;
     isize::try_from(bytes).ok().map(|_| elements)
 }

@@ -71,6 +71,25 @@ pub struct TensorDesc {
     pub integer: Option<IntegerDesc>,
 }
 
+/// Which of a model's two functions to call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Entry {
+    /// Tensors in the model's own types and layouts: [`crate::abi::RUN_SYMBOL`].
+    Border,
+    /// Integers in and out, no border code: [`crate::abi::RUN_INTEGER_SYMBOL`].
+    Integer,
+}
+
+impl TensorDesc {
+    /// Element type and shape at an entry point.
+    pub fn at(&self, entry: Entry) -> (Elem, &[usize]) {
+        match (&self.integer, entry) {
+            (Some(integer), Entry::Integer) => (integer.elem, &integer.shape),
+            _ => (self.elem, &self.shape),
+        }
+    }
+}
+
 /// An input or output at the integer entry point: `real = scale * (integer - zero_point)`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct IntegerDesc {
@@ -134,27 +153,14 @@ pub enum ManifestError {
     )]
     Abi { found: u32 },
     #[error("{tensor}: a tensor of type {elem} and shape {shape:?} does not fit in memory")]
-    Shape {
-        tensor: String,
-        elem: Elem,
-        shape: Vec<usize>,
-    },
+    Shape { tensor: String, elem: Elem, shape: Vec<usize> },
     #[error("{tensor}: {found} scales for shape {shape:?}; expected 1 or one per last-axis entry")]
-    Scales {
-        tensor: String,
-        found: usize,
-        shape: Vec<usize>,
-    },
+    Scales { tensor: String, found: usize, shape: Vec<usize> },
     #[error(
         "value {name} needs bytes {offset}..{end:?} of an arena of {arena_bytes} bytes at a \
          multiple of its element size"
     )]
-    ValueOffset {
-        name: String,
-        offset: usize,
-        end: Option<usize>,
-        arena_bytes: usize,
-    },
+    ValueOffset { name: String, offset: usize, end: Option<usize>, arena_bytes: usize },
 }
 
 /// The part that is read first, so that a manifest of another version says so instead of failing
@@ -184,28 +190,19 @@ impl Manifest {
     /// Reads the framed bytes; anything after the announced text is ignored.
     pub fn from_blob(blob: &[u8]) -> Result<Manifest, ManifestError> {
         let text_bytes = text_bytes(blob)?;
-        let text =
-            blob[HEADER_BYTES..]
-                .get(..text_bytes)
-                .ok_or_else(|| ManifestError::Truncated {
-                    expected: (HEADER_BYTES + text_bytes) as u64,
-                    found: blob.len() as u64,
-                })?;
+        let text = blob[HEADER_BYTES..].get(..text_bytes).ok_or_else(|| ManifestError::Truncated {
+            expected: (HEADER_BYTES + text_bytes) as u64,
+            found: blob.len() as u64,
+        })?;
         let versions: Versions = serde_json::from_slice(text)?;
         if versions.schema != SCHEMA {
-            return Err(ManifestError::Schema {
-                found: versions.schema,
-            });
+            return Err(ManifestError::Schema { found: versions.schema });
         }
         if versions.version != VERSION {
-            return Err(ManifestError::Version {
-                found: versions.version,
-            });
+            return Err(ManifestError::Version { found: versions.version });
         }
         if versions.abi != ABI_VERSION {
-            return Err(ManifestError::Abi {
-                found: versions.abi,
-            });
+            return Err(ManifestError::Abi { found: versions.abi });
         }
         let manifest: Manifest = serde_json::from_slice(text)?;
         manifest.check()?;
@@ -217,14 +214,10 @@ impl Manifest {
     /// lies inside the arena at a multiple of its element size.
     pub fn check(&self) -> Result<(), ManifestError> {
         if self.schema != SCHEMA {
-            return Err(ManifestError::Schema {
-                found: self.schema.clone(),
-            });
+            return Err(ManifestError::Schema { found: self.schema.clone() });
         }
         if self.version != VERSION {
-            return Err(ManifestError::Version {
-                found: self.version,
-            });
+            return Err(ManifestError::Version { found: self.version });
         }
         if self.abi != ABI_VERSION {
             return Err(ManifestError::Abi { found: self.abi });
@@ -243,19 +236,13 @@ impl Manifest {
 pub fn text_bytes(header: &[u8]) -> Result<usize, ManifestError> {
     let found = header.len() as u64;
     let Some((magic, rest)) = header.split_first_chunk::<8>() else {
-        return Err(ManifestError::Truncated {
-            expected: HEADER_BYTES as u64,
-            found,
-        });
+        return Err(ManifestError::Truncated { expected: HEADER_BYTES as u64, found });
     };
     if *magic != MAGIC {
         return Err(ManifestError::Magic);
     }
     let Some(length) = rest.first_chunk::<8>() else {
-        return Err(ManifestError::Truncated {
-            expected: HEADER_BYTES as u64,
-            found,
-        });
+        return Err(ManifestError::Truncated { expected: HEADER_BYTES as u64, found });
     };
     let length = u64::from_le_bytes(*length);
     match usize::try_from(length) {
@@ -299,12 +286,7 @@ impl ValueDesc {
         if inside && self.offset.is_multiple_of(self.elem.size_bytes()) {
             return Ok(());
         }
-        Err(ManifestError::ValueOffset {
-            name: self.name.clone(),
-            offset: self.offset,
-            end,
-            arena_bytes,
-        })
+        Err(ManifestError::ValueOffset { name: self.name.clone(), offset: self.offset, end, arena_bytes })
     }
 }
 
@@ -337,23 +319,14 @@ mod tests {
                 }),
             }],
             outputs: vec![],
-            layers: vec![LayerDesc {
-                name: "conv".into(),
-                weight_bits: 4,
-                activation_bits: 8,
-            }],
+            layers: vec![LayerDesc { name: "conv".into(), weight_bits: 4, activation_bits: 8 }],
             steps: vec![StepDesc {
                 name: "conv".into(),
                 kernel: "portable".into(),
                 spec: "conv".into(),
                 macs: 1 << 40,
             }],
-            values: vec![ValueDesc {
-                name: "v".into(),
-                elem: Elem::I32,
-                shape: vec![4, 8],
-                offset: 128,
-            }],
+            values: vec![ValueDesc { name: "v".into(), elem: Elem::I32, shape: vec![4, 8], offset: 128 }],
         }
     }
 
@@ -371,10 +344,7 @@ mod tests {
         let blob = sample().to_blob().unwrap();
         for length in 0..blob.len() {
             let found = Manifest::from_blob(&blob[..length]);
-            assert!(
-                matches!(found, Err(ManifestError::Truncated { .. })),
-                "length {length}: {found:?}"
-            );
+            assert!(matches!(found, Err(ManifestError::Truncated { .. })), "length {length}: {found:?}");
         }
     }
 
@@ -407,10 +377,7 @@ mod tests {
         let newer = r#"{"schema":"hawqc.manifest","version":1,"abi":2}"#;
         assert!(matches!(reframe(newer), Err(ManifestError::Abi { found: 2 })));
         let newer = r#"{"schema":"hawqc.manifest","version":7,"abi":1}"#;
-        assert!(matches!(
-            reframe(newer),
-            Err(ManifestError::Version { found: 7 })
-        ));
+        assert!(matches!(reframe(newer), Err(ManifestError::Version { found: 7 })));
         let other = r#"{"schema":"other","version":1,"abi":1}"#;
         assert!(matches!(reframe(other), Err(ManifestError::Schema { .. })));
     }
@@ -419,29 +386,17 @@ mod tests {
     fn impossible_contents_are_refused() {
         let mut manifest = sample();
         manifest.inputs[0].shape = vec![1 << 40, 1 << 40];
-        assert!(matches!(
-            manifest.check(),
-            Err(ManifestError::Shape { .. })
-        ));
+        assert!(matches!(manifest.check(), Err(ManifestError::Shape { .. })));
         let mut manifest = sample();
         manifest.values[0].offset = 132;
-        assert!(matches!(
-            manifest.check(),
-            Err(ManifestError::ValueOffset { .. })
-        ));
+        assert!(matches!(manifest.check(), Err(ManifestError::ValueOffset { .. })));
         let mut manifest = sample();
         manifest.values[0].offset = 2;
-        assert!(matches!(
-            manifest.check(),
-            Err(ManifestError::ValueOffset { .. })
-        ));
+        assert!(matches!(manifest.check(), Err(ManifestError::ValueOffset { .. })));
         let mut manifest = sample();
         if let Some(integer) = &mut manifest.inputs[0].integer {
             integer.scale = vec![1.0, 2.0];
         }
-        assert!(matches!(
-            manifest.check(),
-            Err(ManifestError::Scales { .. })
-        ));
+        assert!(matches!(manifest.check(), Err(ManifestError::Scales { .. })));
     }
 }
