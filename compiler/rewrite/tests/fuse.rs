@@ -1,0 +1,98 @@
+//! Fusion of hand-made networks: the exact kernels, and the same bits.
+
+mod networks;
+
+use std::collections::BTreeMap;
+
+use hawqc_ir::*;
+use hawqc_rewrite::{RewriteError, check_fused, fuse};
+use networks::{BASIC_BLOCK, random_inputs};
+
+fn read(text: &str) -> Graph {
+    let graph = text::parse(text, &BTreeMap::new()).unwrap();
+    verify::check_integer(&graph).unwrap();
+    graph
+}
+
+fn fuse_and_compare(graph: &Graph) -> Graph {
+    let fused = fuse(graph).unwrap();
+    check_fused(&fused).unwrap();
+    for seed in 0..8 {
+        let inputs = random_inputs(graph, seed);
+        assert_eq!(interp::run(graph, &inputs).unwrap(), interp::run(&fused, &inputs).unwrap());
+    }
+    fused
+}
+
+/// The kernels of a fused graph, with their operands.
+fn kernels(graph: &Graph) -> String {
+    let lines = text::print(graph);
+    let keep = |line: &&str| !line.contains(" = const ");
+    lines.lines().filter(keep).collect::<Vec<_>>().join("\n")
+}
+
+/// Compares with a file beside this one; `HAWQC_BLESS=1` writes it instead.
+fn expect(file: &str, found: &str) {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(file);
+    if std::env::var_os("HAWQC_BLESS").is_some() {
+        std::fs::write(&path, format!("{found}\n")).unwrap();
+    }
+    let expected = std::fs::read_to_string(&path).unwrap();
+    assert_eq!(found, expected.trim_end(), "\n{found}");
+}
+
+#[test]
+fn basic_block() {
+    let fused = fuse_and_compare(&read(BASIC_BLOCK));
+    expect("basic_block.hwq", &kernels(&fused));
+}
+
+/// Two convolutions joined by an addition: the later anchors, the other is stored where it is narrowest.
+#[test]
+fn two_branches() {
+    let fused = fuse_and_compare(&read(
+        r#"
+%0 = input : u8[1,4,4,2] @"x"
+%1 = const seed(1,-8,7) : i4[3,1,1,2]
+%2 = const seed(2,-8,7) : i4[3,3,3,2]
+%3 = const splat(1500000000) : i32[3]
+%4 = const splat(33) : u8[3]
+%5 = const [1073741824] : i32[1]
+%6 = const [30] : u8[1]
+%7 = conv %0, %1 stride=[1,1] pad=[0,0,0,0] dilation=[1,1] groups=1 pad_value=0 : i32<-4080,4080>[1,4,4,3] @"shortcut"
+%8 = requant %7, %3, %4 src_zero=0 dst_zero=0 lo=-200 hi=200 round=half_up elem=i16 : i16<-200,200>[1,4,4,3] @"shortcut.r"
+%9 = requant %8, %5, %6 src_zero=0 dst_zero=0 lo=-1000 hi=1000 round=half_up elem=i32 : i32<-1000,1000>[1,4,4,3] @"shortcut.w"
+%10 = conv %0, %2 stride=[1,1] pad=[1,1,1,1] dilation=[1,1] groups=1 pad_value=0 : i32<-36720,36720>[1,4,4,3] @"conv"
+%11 = requant %10, %3, %4 src_zero=0 dst_zero=0 lo=-1000 hi=1000 round=half_up elem=i32 : i32<-1000,1000>[1,4,4,3] @"conv.r"
+%12 = add %9, %11 : i32<-2000,2000>[1,4,4,3] @"add"
+%13 = clamp %12 lo=0 hi=255 elem=u8 : u8[1,4,4,3] @"relu"
+output %13 "y"
+"#,
+    ));
+    let text = kernels(&fused);
+    let names: Vec<&str> = text.lines().filter_map(|l| l.split_once(" @").map(|(_, name)| name)).collect();
+    assert_eq!(names, ["\"x\"", "\"shortcut\"", "\"conv\""]);
+    let shortcut = fused.values().find(|&id| fused.name(id) == "shortcut").unwrap();
+    assert_eq!(fused.ty(shortcut).elem, Elem::I16);
+}
+
+#[test]
+fn refuses_what_is_not_integer() {
+    let text = r#"
+%0 = input : f32[1,4,4,2] @"x"
+%1 = clamp_real %0 lo=0.0 hi=inf : f32[1,4,4,2] @"relu1"
+output %1 "y"
+"#;
+    let graph = text::parse(text, &BTreeMap::new()).unwrap();
+    let Err(RewriteError::Unsupported { node, .. }) = fuse(&graph) else {
+        panic!("must be refused");
+    };
+    assert_eq!(node, "relu1");
+}
+
+#[test]
+fn fused_graphs_are_checked() {
+    let graph = read(BASIC_BLOCK);
+    assert!(check_fused(&graph).unwrap_err().to_string().contains("left outside"));
+    assert!(fuse(&fuse(&graph).unwrap()).unwrap_err().to_string().contains("kernel already"));
+}
