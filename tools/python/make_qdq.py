@@ -2,7 +2,9 @@
 
     python make_qdq.py --model resnet18 --out DIR [--image-size 64] [--images 4] [--activations u8,i8] [--layers] [--float-only]
 
-Weights are random with a fixed seed; batch-norm statistics come from a few seeded random batches, so activations stay alive.
+Weights are random with a fixed seed; batch-norm statistics come from seeded random
+images, so activations stay alive, and the classifier tells those images apart, so top-1 has a margin (not in squeezenet1_1,
+which ends without a linear layer).
 Written to DIR:
 
     inputs.npz             `image`, f32 [images, 3, H, W]; every run below takes one image at a time, batch 1
@@ -45,21 +47,27 @@ SMALLEST = {
     "inception_v3": 75,
 }
 NATIVE = {"inception_v3": 299}
+SCENES, LIFT = 16, 4.0
 ACTIVATIONS = {"u8": (QuantType.QUInt8, False), "i8": (QuantType.QInt8, False), "i8sym": (QuantType.QInt8, True)}
 
 
-def images(count: int, size: int, seed: int) -> np.ndarray:
-    """f32 [count, 3, size, size], about zero mean and unit variance: random blobs of several sizes and some noise."""
+def images(count: int, size: int, seed: int, noise_seed: int) -> np.ndarray:
+    """f32 [count, 3, size, size], about zero mean and unit variance: the scenes of `seed` in turn, each time with new noise.
+
+    A scene is made of random blobs of several sizes.
+    """
     generator = torch.Generator().manual_seed(seed)
-    total = 0.4 * torch.randn(count, 3, size, size, generator=generator)
+    scenes = torch.zeros(SCENES, 3, size, size)
     for cells in (2, 4, 8):
-        coarse = torch.randn(count, 3, cells, cells, generator=generator)
-        total += 0.55 * nn.functional.interpolate(coarse, size=(size, size), mode="bilinear", align_corners=False)
-    return total.numpy()
+        coarse = torch.randn(SCENES, 3, cells, cells, generator=generator)
+        scenes += 0.55 * nn.functional.interpolate(coarse, size=(size, size), mode="bilinear", align_corners=False)
+    generator = torch.Generator().manual_seed(1000 * (seed + 1) + noise_seed)
+    noise = torch.randn(count, 3, size, size, generator=generator)
+    return (scenes[torch.arange(count) % SCENES] + 0.25 * noise).numpy()
 
 
 def build(name: str, size: int, seed: int) -> nn.Module:
-    """The network in evaluation mode, with lively weights, measured batch-norm statistics and a centred classifier."""
+    """The network in evaluation mode, with lively weights, measured batch-norm statistics and a classifier that tells scenes apart."""
     torch.manual_seed(seed)
     options = {"aux_logits": False, "transform_input": False, "init_weights": False} if name == "inception_v3" else {}
     net = getattr(torchvision.models, name)(weights=None, **options)
@@ -84,16 +92,34 @@ def build(name: str, size: int, seed: int) -> nn.Module:
     net.eval()
     for m in norms:
         m.train()
-    batches = [torch.from_numpy(images(4, size, seed + 100 + i)) for i in range(4)]
+    batches = torch.from_numpy(images(2 * SCENES, size, seed, 0)).split(4)
     with torch.no_grad():
         if norms:
             for batch in batches:
                 net(batch)
         net.eval()
         last = [m for m in net.modules() if isinstance(m, nn.Linear)][-1:]
-        for linear in last:  # every class alike on average: the best class then depends on the image
-            linear.bias -= torch.cat([net(batch) for batch in batches]).mean(0)
+        for linear in last:
+            recognise_scenes(net, linear, batches)
     return net
+
+
+def recognise_scenes(net: nn.Module, linear: nn.Linear, batches: list[torch.Tensor]) -> None:
+    """Centres the classifier and lifts one class for each scene, so that top-1 has a margin as in a trained network."""
+    features = []
+    hook = linear.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0]))
+    logits = torch.cat([net(batch) for batch in batches])
+    hook.remove()
+    linear.bias -= logits.mean(0)
+    mean = torch.cat(features).mean(0)
+    centred = torch.cat(features).unflatten(0, (-1, SCENES)).mean(0) - mean
+    classes = torch.randperm(linear.out_features)[:SCENES]
+    # Ridge regression from the centred features of a scene to LIFT at its class.
+    gram = centred @ centred.T
+    ridge = 0.01 * gram.diagonal().mean() * torch.eye(SCENES)
+    lift = LIFT * torch.linalg.solve(gram + ridge, centred)
+    linear.weight[classes] += lift
+    linear.bias[classes] -= lift @ mean
 
 
 def export(net: nn.Module, size: int, path: Path, opset: int) -> None:
@@ -150,7 +176,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--image-size", type=int)
     parser.add_argument("--images", type=int, default=4, help="images to record")
-    parser.add_argument("--calibration", type=int, default=8, help="images to calibrate on")
+    parser.add_argument("--calibration", type=int, default=16, help="images to calibrate on")
     parser.add_argument("--activations", default="u8,i8", help="a list of u8, i8, i8sym")
     parser.add_argument("--opset", type=int, default=17)
     parser.add_argument("--seed", type=int, default=0)
@@ -169,7 +195,7 @@ def main() -> None:
     torch.set_num_threads(1)
     for folder in ("float", *kinds):
         (args.out / folder).mkdir(parents=True, exist_ok=True)
-    inputs = images(args.images, size, args.seed + 1)
+    inputs = images(args.images, size, args.seed, 1)
     np.savez(args.out / "inputs.npz", image=inputs)
     plain = args.out / "float" / "model.onnx"
     export(build(args.model, size, args.seed), size, plain, args.opset)
@@ -177,7 +203,7 @@ def main() -> None:
     logits = np.concatenate([runner.run(["logits"], {"image": i[None]})[0] for i in inputs])
     np.savez(args.out / "float" / "expected.npz", logits=logits)
     print(f"float: logits deviate by {logits.std():.3f}, top-1 {logits.argmax(1).tolist()}")
-    calibration = images(args.calibration, size, args.seed + 2)
+    calibration = images(args.calibration, size, args.seed, 2)
     for kind in kinds:
         target = args.out / kind / "model.onnx"
         quantise(plain, target, kind, calibration)
