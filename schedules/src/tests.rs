@@ -1,0 +1,63 @@
+use hawqc_ir::{Add, Arg, Conv, Elem, KernelSpec, TensorType};
+
+use super::*;
+
+const X86: Machine = Machine { vector_registers: 16, quad_dot: true };
+
+fn conv(pixels: [usize; 2], c: usize, k: usize, wei: Elem, groups: usize) -> KernelSpec {
+    let src = TensorType::new(Elem::U8, [1, pixels[0], pixels[1], c]);
+    let wei = TensorType::new(wei, [k, 1, 1, c / groups]);
+    let op = Conv { groups, ..Conv::unit() };
+    KernelSpec::new(vec![src, wei], vec![(op.into(), vec![Arg::Operand(0), Arg::Operand(1)])]).unwrap()
+}
+
+#[test]
+fn every_candidate_is_legal_and_reads_back() {
+    for spec in [
+        conv([56, 56], 64, 64, Elem::I8, 1),
+        conv([7, 7], 512, 2048, Elem::I4, 1),
+        conv([1, 1], 2048, 1000, Elem::I8, 1),
+        conv([1, 1], 3, 1, Elem::I4, 1),
+        conv([9, 1], 64, 12, Elem::I16, 4),
+    ] {
+        let candidates = Schedule::candidates(&spec, X86);
+        assert_eq!(candidates[0], Schedule::default_for(&spec, X86));
+        for (i, schedule) in candidates.iter().enumerate() {
+            schedule.legal(&spec, X86).unwrap();
+            assert_eq!(schedule.to_string().parse::<Schedule>().as_ref(), Ok(schedule));
+            assert!(!candidates[..i].contains(schedule), "{schedule} twice");
+        }
+    }
+}
+
+#[test]
+fn other_kernels_have_the_default_only() {
+    let ty = TensorType::new(Elem::I16, [1, 2, 2, 8]);
+    let add = vec![(Add {}.into(), vec![Arg::Operand(0), Arg::Operand(1)])];
+    let add = KernelSpec::new(vec![ty.clone(), ty], add).unwrap();
+    let depthwise = conv([4, 4], 8, 8, Elem::I8, 8);
+    for spec in [add, depthwise] {
+        assert_eq!(Schedule::candidates(&spec, X86), [Schedule::Default]);
+        Schedule::Default.legal(&spec, X86).unwrap();
+        let tile: Schedule = "conv mr=3 nr=4 tiles=1 blocks=1".parse().unwrap();
+        assert!(matches!(tile.legal(&spec, X86), Err(ScheduleError::Illegal { .. })));
+    }
+}
+
+#[test]
+fn illegal_and_malformed_schedules_say_why() {
+    let spec = conv([4, 4], 8, 8, Elem::I4, 1);
+    for (text, expected) in [
+        ("default", "needs a tile"),
+        ("conv mr=2 nr=3 tiles=1 blocks=1", "must be even"),
+        ("conv mr=4 nr=4 tiles=1 blocks=1", "exceed 16 registers"),
+        ("conv mr=0 nr=4 tiles=1 blocks=1", "1 to 8 pixels"),
+        ("conv mr=1 nr=4 tiles=0 blocks=1", "1 to 65536"),
+    ] {
+        let error = text.parse::<Schedule>().unwrap().legal(&spec, X86).unwrap_err().to_string();
+        assert!(error.contains(expected), "{text}: {error}");
+    }
+    for text in ["", "conv", "conv mr=03 nr=4 tiles=1 blocks=1", "conv nr=4 mr=3 tiles=1 blocks=1", "Default"] {
+        assert_eq!(text.parse::<Schedule>(), Err(ScheduleError::Syntax(text.to_owned())));
+    }
+}
