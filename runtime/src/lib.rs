@@ -17,6 +17,7 @@
 //! ```
 
 pub mod abi;
+mod capi;
 pub mod cpu;
 pub mod elem;
 pub mod error;

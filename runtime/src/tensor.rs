@@ -222,7 +222,7 @@ impl<'a> TensorRef<'a> {
     /// A view of elements given as bytes, which must be aligned to the element.
     pub fn from_bytes(elem: Elem, shape: &'a [usize], bytes: &'a [u8]) -> Result<Self, TensorError> {
         check_bytes(elem, shape, bytes.len())?;
-        check_alignment(elem, bytes.as_ptr())?;
+        check_alignment(elem, bytes)?;
         Ok(TensorRef { elem, shape, bytes })
     }
 
@@ -265,7 +265,7 @@ impl<'a> TensorMut<'a> {
     /// A view of elements given as bytes, which must be aligned to the element.
     pub fn from_bytes(elem: Elem, shape: &'a [usize], bytes: &'a mut [u8]) -> Result<Self, TensorError> {
         check_bytes(elem, shape, bytes.len())?;
-        check_alignment(elem, bytes.as_ptr())?;
+        check_alignment(elem, bytes)?;
         Ok(TensorMut { elem, shape, bytes })
     }
 
@@ -307,8 +307,12 @@ fn check_bytes(elem: Elem, shape: &[usize], bytes: usize) -> Result<(), TensorEr
     })
 }
 
-fn check_alignment(elem: Elem, start: *const u8) -> Result<(), TensorError> {
-    if start.addr().is_multiple_of(elem.size_bytes()) { Ok(()) } else { Err(TensorError::Alignment { elem }) }
+fn check_alignment(elem: Elem, bytes: &[u8]) -> Result<(), TensorError> {
+    if bytes.is_empty() || bytes.as_ptr().addr().is_multiple_of(elem.size_bytes()) {
+        Ok(())
+    } else {
+        Err(TensorError::Alignment { elem })
+    }
 }
 
 #[cfg(test)]
@@ -350,6 +354,7 @@ mod tests {
         let values = [0i64; 4];
         let bytes: &[u8] = bytemuck::cast_slice(&values);
         assert!(TensorRef::from_bytes(Elem::I64, &[1], &bytes[8..16]).is_ok());
+        assert!(TensorRef::from_bytes(Elem::I64, &[0], &bytes[4..4]).is_ok());
         assert_eq!(
             TensorRef::from_bytes(Elem::I64, &[1], &bytes[4..12]).unwrap_err(),
             TensorError::Alignment { elem: Elem::I64 }
