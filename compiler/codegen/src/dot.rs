@@ -35,7 +35,13 @@ pub const DOT_4BIT_STEPS: usize = 136;
 /// their full ranges.
 ///
 /// A product lies in [-32640, 32385] and so is exact in 16 bits; the four are added in 32 bits.
-pub fn emit_dot(b: &mut FunctionBuilder, dot: Dot, acc: Value, unsigned: Value, signed: Value) -> Value {
+pub fn emit_dot(
+    b: &mut FunctionBuilder,
+    dot: Dot,
+    acc: Value,
+    unsigned: Value,
+    signed: Value,
+) -> Value {
     match dot {
         Dot::Vnni => unsigned_tree(b, acc, unsigned, signed, Order::SignedFirst),
         Dot::Usdot | Dot::Widening => unsigned_tree(b, acc, unsigned, signed, Order::UnsignedFirst),
@@ -57,10 +63,18 @@ pub fn emit_dot(b: &mut FunctionBuilder, dot: Dot, acc: Value, unsigned: Value, 
 
 /// [`emit_dot`] where every unsigned byte is below 128, as a 4-bit or 7-bit activation is. One
 /// instruction for [`Dot::Sdot`] too.
-pub fn emit_dot_7bit(b: &mut FunctionBuilder, dot: Dot, acc: Value, unsigned: Value, signed: Value) -> Value {
+pub fn emit_dot_7bit(
+    b: &mut FunctionBuilder,
+    dot: Dot,
+    acc: Value,
+    unsigned: Value,
+    signed: Value,
+) -> Value {
     match dot {
         Dot::Sdot => signed_tree(b, acc, unsigned, signed),
-        Dot::Vnni | Dot::Usdot | Dot::Pmaddwd | Dot::Widening => emit_dot(b, dot, acc, unsigned, signed),
+        Dot::Vnni | Dot::Usdot | Dot::Pmaddwd | Dot::Widening => {
+            emit_dot(b, dot, acc, unsigned, signed)
+        }
     }
 }
 
@@ -70,7 +84,13 @@ pub fn emit_dot_7bit(b: &mut FunctionBuilder, dot: Dot, acc: Value, unsigned: Va
 /// On [`Dot::Vnni`] this takes two dot products. Where one operand is constant it is cheaper to add
 /// 128 to the other (`bxor` with 0x80), use [`emit_dot`], and start the accumulator from
 /// `-128 * sum(constant)`.
-pub fn emit_dot_signed(b: &mut FunctionBuilder, dot: Dot, acc: Value, left: Value, right: Value) -> Value {
+pub fn emit_dot_signed(
+    b: &mut FunctionBuilder,
+    dot: Dot,
+    acc: Value,
+    left: Value,
+    right: Value,
+) -> Value {
     match dot {
         Dot::Sdot | Dot::Usdot | Dot::Widening => signed_tree(b, acc, left, right),
         Dot::Pmaddwd => {
@@ -108,7 +128,13 @@ pub fn emit_pair_dot(b: &mut FunctionBuilder, acc: Value, x: Value, y: Value) ->
 ///
 /// Here [`Dot::Widening`] too belongs to aarch64 only: x86 has no multiplication of 8-bit lanes, and
 /// compiling it there fails.
-pub fn emit_dot_4bit(b: &mut FunctionBuilder, dot: Dot, acc16: Value, unsigned: Value, signed: Value) -> Value {
+pub fn emit_dot_4bit(
+    b: &mut FunctionBuilder,
+    dot: Dot,
+    acc16: Value,
+    unsigned: Value,
+    signed: Value,
+) -> Value {
     let pairs = match dot {
         // Cannot saturate: a pair is at most 240 in magnitude.
         Dot::Vnni | Dot::Pmaddwd => b.ins().x86_pmaddubsw(signed, unsigned),
@@ -136,7 +162,13 @@ enum Order {
     UnsignedFirst,
 }
 
-fn unsigned_tree(b: &mut FunctionBuilder, acc: Value, unsigned: Value, signed: Value, order: Order) -> Value {
+fn unsigned_tree(
+    b: &mut FunctionBuilder,
+    acc: Value,
+    unsigned: Value,
+    signed: Value,
+    order: Order,
+) -> Value {
     let (u_low, u_high) = (b.ins().uwiden_low(unsigned), b.ins().uwiden_high(unsigned));
     let (s_low, s_high) = (b.ins().swiden_low(signed), b.ins().swiden_high(signed));
     let (low, high) = match order {
@@ -165,7 +197,12 @@ fn add_quads(b: &mut FunctionBuilder, acc: Value, low: Value, high: Value) -> Va
     b.ins().iadd(quads, acc)
 }
 
-fn pmaddwd_dot(b: &mut FunctionBuilder, acc: Value, (left_low, left_high): (Value, Value), right: Value) -> Value {
+fn pmaddwd_dot(
+    b: &mut FunctionBuilder,
+    acc: Value,
+    (left_low, left_high): (Value, Value),
+    right: Value,
+) -> Value {
     let (r_low, r_high) = (b.ins().swiden_low(right), b.ins().swiden_high(right));
     let low = pairs(b, left_low, r_low);
     let high = pairs(b, left_high, r_high);
@@ -212,7 +249,9 @@ mod tests {
         ctx.set_disasm(true);
         ctx.func.signature.params.push(AbiParam::new(types::I64));
         let name = "step.0.dot";
-        let id = module.declare_function(name, linkage(name), &ctx.func.signature).unwrap();
+        let id = module
+            .declare_function(name, linkage(name), &ctx.func.signature)
+            .unwrap();
         let mut fctx = FunctionBuilderContext::new();
         let mut b = FunctionBuilder::new(&mut ctx.func, &mut fctx);
         let block = b.create_block();
@@ -267,10 +306,13 @@ mod tests {
     /// Instructions that do arithmetic: all but moves, frame set-up and `ret`.
     fn arithmetic(mnemonics: &[String]) -> usize {
         let moves = [
-            "push", "pop", "mov", "movdqu", "vmovdqu", "movups", "vmovups", "movdqa", "vmovdqa", "movaps", "vmovaps",
-            "ldr", "str", "stp", "ldp", "ret", "movupd", "vmovupd",
+            "push", "pop", "mov", "movdqu", "vmovdqu", "movups", "vmovups", "movdqa", "vmovdqa",
+            "movaps", "vmovaps", "ldr", "str", "stp", "ldp", "ret", "movupd", "vmovupd",
         ];
-        mnemonics.iter().filter(|name| !moves.contains(&name.as_str())).count()
+        mnemonics
+            .iter()
+            .filter(|name| !moves.contains(&name.as_str()))
+            .count()
     }
 
     #[test]
@@ -302,8 +344,11 @@ mod tests {
             let code = mnemonics(&target, target.dot(), emit_dot_signed);
             assert_eq!(count(&code, "vpdpbusd"), 2, "{name}: {code:?}");
         }
-        for (name, multiply) in [("x86-64-v2", "pmaddwd"), ("x86-64-v3", "vpmaddwd"), ("x86-avx512-novnni", "vpmaddwd")]
-        {
+        for (name, multiply) in [
+            ("x86-64-v2", "pmaddwd"),
+            ("x86-64-v3", "vpmaddwd"),
+            ("x86-avx512-novnni", "vpmaddwd"),
+        ] {
             let target = target(name);
             for emit in [emit_dot as Emit, emit_dot_signed] {
                 let code = mnemonics(&target, target.dot(), emit);
@@ -365,7 +410,11 @@ mod tests {
         fn new(target: &Target, dot: Dot, emit: Emit) -> Runner {
             let mut module = jit_module(target, 1 << 20).unwrap();
             let (id, _) = define(&mut module, dot, emit);
-            Runner { name: format!("{target} {dot:?}"), code: JitCode::finish(module).unwrap(), id }
+            Runner {
+                name: format!("{target} {dot:?}"),
+                code: JitCode::finish(module).unwrap(),
+                id,
+            }
         }
 
         /// Every target this machine can run, with its own strategy and with the generic one.
@@ -398,7 +447,8 @@ mod tests {
             memory[16..32].copy_from_slice(&left);
             memory[32..48].copy_from_slice(&right);
             // SAFETY: compiled with this signature, and `self.code` is alive.
-            let run: unsafe extern "C" fn(*mut u8) = unsafe { std::mem::transmute(self.code.function(self.id)) };
+            let run: unsafe extern "C" fn(*mut u8) =
+                unsafe { std::mem::transmute(self.code.function(self.id)) };
             // SAFETY: the function reads and writes within these 64 bytes.
             unsafe { run(memory.as_mut_ptr()) };
             std::array::from_fn(|lane| {
@@ -409,10 +459,18 @@ mod tests {
     }
 
     fn expected(acc: [i32; 4], products: impl Fn(usize) -> i32) -> [i32; 4] {
-        std::array::from_fn(|lane| (4 * lane..4 * lane + 4).fold(acc[lane], |sum, i| sum.wrapping_add(products(i))))
+        std::array::from_fn(|lane| {
+            (4 * lane..4 * lane + 4).fold(acc[lane], |sum, i| sum.wrapping_add(products(i)))
+        })
     }
 
-    fn check(runners: &[Runner], acc: [i32; 4], left: [u8; 16], right: [u8; 16], product: fn(u8, u8) -> i32) {
+    fn check(
+        runners: &[Runner],
+        acc: [i32; 4],
+        left: [u8; 16],
+        right: [u8; 16],
+        product: fn(u8, u8) -> i32,
+    ) {
         let expected = expected(acc, |i| product(left[i], right[i]));
         for runner in runners {
             let found = runner.run(acc, left, right);
@@ -420,7 +478,11 @@ mod tests {
         }
     }
 
-    const ACCS: [[i32; 4]; 3] = [[0; 4], [i32::MAX, i32::MIN, -1, 1], [1 << 24, -(1 << 24), 32767, -32768]];
+    const ACCS: [[i32; 4]; 3] = [
+        [0; 4],
+        [i32::MAX, i32::MIN, -1, 1],
+        [1 << 24, -(1 << 24), 32767, -32768],
+    ];
 
     /// Every pair of `left` and `right` values, alone in all lanes and mixed with its neighbours.
     fn check_grid(runners: &[Runner], left: &[u8], right: &[u8], product: fn(u8, u8) -> i32) {
@@ -430,7 +492,8 @@ mod tests {
                 for j in 0..right.len() {
                     check(runners, acc, [left[i]; 16], [right[j]; 16], product);
                     let mixed_left = std::array::from_fn(|lane| left[(i + lane) % left.len()]);
-                    let mixed_right = std::array::from_fn(|lane| right[(j + 3 * lane) % right.len()]);
+                    let mixed_right =
+                        std::array::from_fn(|lane| right[(j + 3 * lane) % right.len()]);
                     check(runners, acc, mixed_left, mixed_right, product);
                 }
             }
@@ -455,20 +518,37 @@ mod tests {
 
     #[test]
     fn seven_bit_dot_is_exact_at_the_extremes() {
-        check_grid(&Runner::all(emit_dot_7bit), &UNSIGNED[..6], &SIGNED, unsigned_product);
+        check_grid(
+            &Runner::all(emit_dot_7bit),
+            &UNSIGNED[..6],
+            &SIGNED,
+            unsigned_product,
+        );
     }
 
     #[test]
     fn signed_dot_is_exact_at_the_extremes() {
-        check_grid(&Runner::all(emit_dot_signed), &SIGNED, &SIGNED, signed_product);
+        check_grid(
+            &Runner::all(emit_dot_signed),
+            &SIGNED,
+            &SIGNED,
+            signed_product,
+        );
     }
 
     #[test]
     fn four_bit_dot_is_exact_at_the_extremes() {
         let signed = [-8i8, -7, -1, 0, 1, 7].map(|value| value as u8);
-        check_grid(&Runner::with(four_bit, false), &[0, 1, 7, 8, 15], &signed, unsigned_product);
+        check_grid(
+            &Runner::with(four_bit, false),
+            &[0, 1, 7, 8, 15],
+            &signed,
+            unsigned_product,
+        );
         let steps = Runner::with(four_bit_steps, false);
-        check_grid(&steps, &[0, 1, 15], &signed, |u, s| DOT_4BIT_STEPS as i32 * unsigned_product(u, s));
+        check_grid(&steps, &[0, 1, 15], &signed, |u, s| {
+            DOT_4BIT_STEPS as i32 * unsigned_product(u, s)
+        });
     }
 
     #[test]

@@ -35,7 +35,9 @@ impl Arch {
 
     /// The architecture this compiler runs on, if it is one that models can be compiled for.
     pub fn host() -> Option<Arch> {
-        [Arch::X86_64, Arch::Aarch64].into_iter().find(|arch| arch.name() == std::env::consts::ARCH)
+        [Arch::X86_64, Arch::Aarch64]
+            .into_iter()
+            .find(|arch| arch.name() == std::env::consts::ARCH)
     }
 
     fn triple(self) -> &'static str {
@@ -162,20 +164,25 @@ features! {
 impl Feature {
     /// The feature of `arch` called `name` (its own name or its short one).
     pub fn parse(arch: Arch, name: &str) -> Result<Feature, TargetError> {
-        Feature::of(arch).find(|feature| feature.name() == name || feature.alias() == Some(name)).ok_or_else(|| {
-            let valid: Vec<_> = Feature::of(arch).map(Feature::name).collect();
-            TargetError::UnknownFeature {
-                arch,
-                found: name.to_owned(),
-                suggestion: suggestion(name, &valid),
-                valid: valid.join(", "),
-            }
-        })
+        Feature::of(arch)
+            .find(|feature| feature.name() == name || feature.alias() == Some(name))
+            .ok_or_else(|| {
+                let valid: Vec<_> = Feature::of(arch).map(Feature::name).collect();
+                TargetError::UnknownFeature {
+                    arch,
+                    found: name.to_owned(),
+                    suggestion: suggestion(name, &valid),
+                    valid: valid.join(", "),
+                }
+            })
     }
 
     /// Every feature of `arch`.
     pub fn of(arch: Arch) -> impl Iterator<Item = Feature> {
-        Feature::ALL.iter().copied().filter(move |feature| feature.arch() == arch)
+        Feature::ALL
+            .iter()
+            .copied()
+            .filter(move |feature| feature.arch() == arch)
     }
 }
 
@@ -220,7 +227,14 @@ enum Features {
     Listed(&'static [Feature]),
 }
 
-const V3: &[Feature] = &[Feature::Avx2, Feature::Fma, Feature::Popcnt, Feature::Bmi1, Feature::Bmi2, Feature::Lzcnt];
+const V3: &[Feature] = &[
+    Feature::Avx2,
+    Feature::Fma,
+    Feature::Popcnt,
+    Feature::Bmi1,
+    Feature::Bmi2,
+    Feature::Lzcnt,
+];
 
 /// The targets, in the order in which `hawqc targets` lists them.
 pub const ROWS: &[Row] = &[
@@ -320,11 +334,21 @@ pub enum TargetError {
     },
     #[error("CPU feature change `{found}`: write `+feature` or `-feature`, separated by commas")]
     MalformedChange { found: String },
-    #[error("CPU feature `{feature}` cannot be removed: generated code for {arch} needs at least {minimum}")]
-    BelowMinimum { feature: Feature, arch: Arch, minimum: String },
-    #[error("target `host`: this machine lacks {missing}, which generated code for {arch} always uses")]
+    #[error(
+        "CPU feature `{feature}` cannot be removed: generated code for {arch} needs at least {minimum}"
+    )]
+    BelowMinimum {
+        feature: Feature,
+        arch: Arch,
+        minimum: String,
+    },
+    #[error(
+        "target `host`: this machine lacks {missing}, which generated code for {arch} always uses"
+    )]
     HostTooOld { arch: Arch, missing: String },
-    #[error("architecture `{found}` cannot be compiled for; the architectures are x86_64 and aarch64")]
+    #[error(
+        "architecture `{found}` cannot be compiled for; the architectures are x86_64 and aarch64"
+    )]
     UnknownArch { found: String },
     #[error("code generator for {arch}: {message}")]
     Isa { arch: Arch, message: String },
@@ -358,12 +382,22 @@ impl Target {
     }
 
     /// The target a manifest describes.
-    pub fn from_manifest<S: AsRef<str>>(name: &str, arch: &str, features: &[S]) -> Result<Target, TargetError> {
+    pub fn from_manifest<S: AsRef<str>>(
+        name: &str,
+        arch: &str,
+        features: &[S],
+    ) -> Result<Target, TargetError> {
         let arch = [Arch::X86_64, Arch::Aarch64]
             .into_iter()
             .find(|known| known.name() == arch)
-            .ok_or_else(|| TargetError::UnknownArch { found: arch.to_owned() })?;
-        let mut target = Target { name: name.to_owned(), arch, features: BTreeSet::new() };
+            .ok_or_else(|| TargetError::UnknownArch {
+                found: arch.to_owned(),
+            })?;
+        let mut target = Target {
+            name: name.to_owned(),
+            arch,
+            features: BTreeSet::new(),
+        };
         for feature in features {
             target.add(Feature::parse(arch, feature.as_ref())?);
         }
@@ -375,13 +409,19 @@ impl Target {
     /// followed by the difference, e.g. `x86-avx512+avx512vbmi-avx512vnni`.
     pub fn with_changes(&self, changes: &str) -> Result<Target, TargetError> {
         let mut target = self.clone();
-        for change in changes.split(',').map(str::trim).filter(|change| !change.is_empty()) {
+        for change in changes
+            .split(',')
+            .map(str::trim)
+            .filter(|change| !change.is_empty())
+        {
             if let Some(name) = change.strip_prefix('+') {
                 target.add(Feature::parse(self.arch, name)?);
             } else if let Some(name) = change.strip_prefix('-') {
                 target.remove(Feature::parse(self.arch, name)?)?;
             } else {
-                return Err(TargetError::MalformedChange { found: change.to_owned() });
+                return Err(TargetError::MalformedChange {
+                    found: change.to_owned(),
+                });
             }
         }
         for feature in target.features.difference(&self.features) {
@@ -412,9 +452,15 @@ impl Target {
             });
         }
         self.features.remove(&feature);
-        let dependents: Vec<_> =
-            self.features.iter().copied().filter(|present| present.requires().contains(&feature)).collect();
-        dependents.into_iter().try_for_each(|dependent| self.remove(dependent))
+        let dependents: Vec<_> = self
+            .features
+            .iter()
+            .copied()
+            .filter(|present| present.requires().contains(&feature))
+            .collect();
+        dependents
+            .into_iter()
+            .try_for_each(|dependent| self.remove(dependent))
     }
 
     /// The name for people and manifests.
@@ -446,7 +492,11 @@ impl Target {
 
     /// The target's features that the machine this compiler runs on lacks.
     pub fn missing_here(&self) -> Vec<Feature> {
-        self.features.iter().copied().filter(|feature| !feature.detected()).collect()
+        self.features
+            .iter()
+            .copied()
+            .filter(|feature| !feature.detected())
+            .collect()
     }
 
     /// The fastest way this target has to form 8-bit dot products in 128-bit vectors.
@@ -462,9 +512,12 @@ impl Target {
     }
 
     /// Cranelift's code generator for exactly this target's features, whatever the build machine
-    /// has. `pic` as an object for a shared library needs it; the JIT needs the opposite.
+    /// has. An object for a shared library needs `pic`; the JIT needs the opposite.
     pub(crate) fn isa(&self, pic: bool) -> Result<OwnedTargetIsa, TargetError> {
-        let failed = |message: String| TargetError::Isa { arch: self.arch, message };
+        let failed = |message: String| TargetError::Isa {
+            arch: self.arch,
+            message,
+        };
         let mut shared = settings::builder();
         for (name, value) in [
             ("opt_level", "speed"),
@@ -473,17 +526,25 @@ impl Target {
             ("enable_probestack", "false"),
             ("unwind_info", "false"),
             ("enable_verifier", "true"),
+            // 64 bytes, a cache line; without it x86-64 functions are not aligned at all.
+            ("log2_min_function_alignment", "6"),
         ] {
-            shared.set(name, value).map_err(|error| failed(format!("setting {name}: {error}")))?;
+            shared
+                .set(name, value)
+                .map_err(|error| failed(format!("setting {name}: {error}")))?;
         }
-        let mut builder = isa::lookup_by_name(self.arch.triple()).map_err(|error| failed(error.to_string()))?;
-        for flag in Feature::of(self.arch).filter_map(|f| Some((f.cranelift_flag()?, self.has(f)))) {
+        let mut builder =
+            isa::lookup_by_name(self.arch.triple()).map_err(|error| failed(error.to_string()))?;
+        for flag in Feature::of(self.arch).filter_map(|f| Some((f.cranelift_flag()?, self.has(f))))
+        {
             let (name, present) = flag;
             builder
                 .set(name, if present { "true" } else { "false" })
                 .map_err(|error| failed(format!("setting {name}: {error}")))?;
         }
-        let isa: Arc<_> = builder.finish(settings::Flags::new(shared)).map_err(|error| failed(error.to_string()))?;
+        let isa: Arc<_> = builder
+            .finish(settings::Flags::new(shared))
+            .map_err(|error| failed(error.to_string()))?;
         Ok(isa)
     }
 }
@@ -499,9 +560,15 @@ impl Row {
     /// architecture that cannot be compiled for.
     pub fn target(&self) -> Result<Target, TargetError> {
         let Some(arch) = self.arch.or(Arch::host()) else {
-            return Err(TargetError::UnknownArch { found: std::env::consts::ARCH.to_owned() });
+            return Err(TargetError::UnknownArch {
+                found: std::env::consts::ARCH.to_owned(),
+            });
         };
-        let mut target = Target { name: self.name.to_owned(), arch, features: BTreeSet::new() };
+        let mut target = Target {
+            name: self.name.to_owned(),
+            arch,
+            features: BTreeSet::new(),
+        };
         match self.features {
             Features::Listed(listed) => listed.iter().for_each(|&feature| target.add(feature)),
             Features::Detected => {
@@ -509,9 +576,17 @@ impl Row {
                 // left out, which keeps the set closed.
                 let detected = |feature: &Feature| detected_with_requirements(*feature);
                 target.features = Feature::of(arch).filter(detected).collect();
-                let missing: Vec<_> = arch.minimum().iter().copied().filter(|feature| !target.has(*feature)).collect();
+                let missing: Vec<_> = arch
+                    .minimum()
+                    .iter()
+                    .copied()
+                    .filter(|feature| !target.has(*feature))
+                    .collect();
                 if !missing.is_empty() {
-                    return Err(TargetError::HostTooOld { arch, missing: names(missing) });
+                    return Err(TargetError::HostTooOld {
+                        arch,
+                        missing: names(missing),
+                    });
                 }
             }
         }
@@ -520,7 +595,11 @@ impl Row {
 }
 
 fn detected_with_requirements(feature: Feature) -> bool {
-    feature.detected() && feature.requires().iter().all(|&required| detected_with_requirements(required))
+    feature.detected()
+        && feature
+            .requires()
+            .iter()
+            .all(|&required| detected_with_requirements(required))
 }
 
 fn names(features: impl IntoIterator<Item = Feature>) -> String {
@@ -530,7 +609,10 @@ fn names(features: impl IntoIterator<Item = Feature>) -> String {
 
 /// " (did you mean `x`?)" for the nearest valid name, or nothing if none is near.
 fn suggestion(found: &str, valid: &[&str]) -> String {
-    let nearest = valid.iter().map(|name| (edit_distance(found, name), *name)).min();
+    let nearest = valid
+        .iter()
+        .map(|name| (edit_distance(found, name), *name))
+        .min();
     match nearest {
         Some((distance, name)) if distance <= 1 + found.chars().count() / 4 => {
             format!(" (did you mean `{name}`?)")
@@ -623,8 +705,16 @@ mod tests {
         assert_eq!(changed.dot(), Dot::Pmaddwd);
 
         let sse = base.with_changes("-avx").unwrap();
-        assert_eq!(sse.feature_names(), ["sse3", "ssse3", "sse4.1", "sse4.2", "popcnt", "bmi1", "bmi2", "lzcnt"]);
-        let up = Target::parse("x86-64-v2").unwrap().with_changes("+avx512vbmi").unwrap();
+        assert_eq!(
+            sse.feature_names(),
+            [
+                "sse3", "ssse3", "sse4.1", "sse4.2", "popcnt", "bmi1", "bmi2", "lzcnt"
+            ]
+        );
+        let up = Target::parse("x86-64-v2")
+            .unwrap()
+            .with_changes("+avx512vbmi")
+            .unwrap();
         assert!(up.has(Feature::Avx512bw) && up.has(Feature::Avx2) && up.has(Feature::Fma));
         assert_eq!(base.with_changes("").unwrap(), base);
     }
@@ -645,8 +735,17 @@ mod tests {
             base.with_changes("avx2"),
             Err(TargetError::MalformedChange { found }) if found == "avx2"
         ));
-        assert!(matches!(base.with_changes("+dotprod"), Err(TargetError::UnknownFeature { .. })));
-        assert!(matches!(base.with_changes("-sse3"), Err(TargetError::BelowMinimum { feature: Feature::Sse3, .. })));
+        assert!(matches!(
+            base.with_changes("+dotprod"),
+            Err(TargetError::UnknownFeature { .. })
+        ));
+        assert!(matches!(
+            base.with_changes("-sse3"),
+            Err(TargetError::BelowMinimum {
+                feature: Feature::Sse3,
+                ..
+            })
+        ));
     }
 
     #[test]
@@ -657,7 +756,10 @@ mod tests {
             let again = Target::from_manifest(target.name(), target.arch().name(), &names).unwrap();
             assert_eq!(again, target);
         }
-        assert!(matches!(Target::from_manifest("x", "riscv64", &[] as &[&str]), Err(TargetError::UnknownArch { .. })));
+        assert!(matches!(
+            Target::from_manifest("x", "riscv64", &[] as &[&str]),
+            Err(TargetError::UnknownArch { .. })
+        ));
     }
 
     #[test]

@@ -7,7 +7,9 @@ use hawqc_runtime::abi::Call;
 
 use super::sample::{self, Input, Output};
 use super::*;
-use crate::object::{CONSTANT_ALIGN, EXPORTS, JitCode, define_constant, jit_module, object_bytes, object_module};
+use crate::object::{
+    CONSTANT_ALIGN, EXPORTS, JitCode, define_constant, jit_module, object_bytes, object_module,
+};
 use crate::target::{ROWS, Target};
 
 const SONAME: &str = "libsample.so";
@@ -96,9 +98,10 @@ fn loaded_code_equals_jit() {
         let code = JitCode::finish(module).unwrap();
         // SAFETY: the addresses are those of the sample's entry points, alive with `code`.
         unsafe {
-            check(&call(std::mem::transmute(code.function(sample.run))), 41);
-            let entry = std::mem::transmute(code.function(sample.run_integer));
-            check(&call(entry), 0);
+            type Entry = unsafe extern "C" fn(*const Call);
+            let entry = |id| std::mem::transmute::<*const u8, Entry>(code.function(id));
+            check(&call(entry(sample.run)), 41);
+            check(&call(entry(sample.run_integer)), 0);
         }
     }
 }
@@ -113,7 +116,9 @@ fn same_input_gives_same_bytes() {
 #[test]
 fn installed_compiler_links_the_same_model() {
     let target = Target::host().unwrap();
-    let with = LinkWith::Cc { command: "cc".to_owned() };
+    let with = LinkWith::Cc {
+        command: "cc".to_owned(),
+    };
     match link(&sample::object(&target), SONAME, &with) {
         Ok(bytes) => check_loaded(&bytes),
         Err(LinkError::Cc { message, .. }) if message.contains("No such file") => {
@@ -121,8 +126,13 @@ fn installed_compiler_links_the_same_model() {
         }
         Err(error) => panic!("{error}"),
     }
-    let with = LinkWith::Cc { command: "no-such-compiler".to_owned() };
-    assert!(matches!(link(&sample::object(&target), SONAME, &with), Err(LinkError::Cc { .. })));
+    let with = LinkWith::Cc {
+        command: "no-such-compiler".to_owned(),
+    };
+    assert!(matches!(
+        link(&sample::object(&target), SONAME, &with),
+        Err(LinkError::Cc { .. })
+    ));
 }
 
 #[test]
@@ -143,7 +153,12 @@ fn readelf_and_objdump_understand_it() {
             Arch::Aarch64 => "aarch64-linux-gnu-objdump",
         };
         if let Some(text) = tool(objdump, &["-d", "--no-show-raw-insn"], &path) {
-            for name in ["step.0.dot", "border.input", "hawqc_run", "hawqc_run_integer"] {
+            for name in [
+                "step.0.dot",
+                "border.input",
+                "hawqc_run",
+                "hawqc_run_integer",
+            ] {
                 assert!(text.contains(&format!("<{name}>:")), "{target}: {text}");
             }
             let names = ["hawqc_run", "call", "bl"];
@@ -169,13 +184,18 @@ fn undefined_symbols_are_refused() {
         sample::define(&mut module, &target);
         let mut signature = module.make_signature();
         signature.params.push(AbiParam::new(types::I64));
-        let imported = module.declare_function("memcpy", Linkage::Import, &signature).unwrap();
+        let imported = module
+            .declare_function("memcpy", Linkage::Import, &signature)
+            .unwrap();
         sample::define_body(&mut module, "step.1.copy", |module, b, call| {
             let imported = module.declare_func_in_func(imported, b.func);
             b.ins().call(imported, &[call]);
         });
         let error = link(&object_bytes(module).unwrap(), SONAME, &LinkWith::Own).unwrap_err();
-        assert!(matches!(&error, LinkError::Undefined { symbols } if symbols == "memcpy"), "{error}");
+        assert!(
+            matches!(&error, LinkError::Undefined { symbols } if symbols == "memcpy"),
+            "{error}"
+        );
     }
 }
 
@@ -186,7 +206,9 @@ fn writable_data_and_stored_addresses_are_refused() {
             let mut module = object_module(&target, "m").unwrap();
             sample::define(&mut module, &target);
             let other = define_constant(&mut module, "const.other", vec![0; 8]).unwrap();
-            let id = module.declare_data("const.bad", Linkage::Local, writable, false).unwrap();
+            let id = module
+                .declare_data("const.bad", Linkage::Local, writable, false)
+                .unwrap();
             let mut data = DataDescription::new();
             data.define(vec![1; 8].into_boxed_slice());
             if !writable {
@@ -195,7 +217,10 @@ fn writable_data_and_stored_addresses_are_refused() {
             }
             module.define_data(id, &data).unwrap();
             let error = link(&object_bytes(module).unwrap(), SONAME, &LinkWith::Own).unwrap_err();
-            assert!(matches!(error, LinkError::UnsupportedSection { .. }), "{error}");
+            assert!(
+                matches!(error, LinkError::UnsupportedSection { .. }),
+                "{error}"
+            );
         }
     }
 }
@@ -204,9 +229,18 @@ fn writable_data_and_stored_addresses_are_refused() {
 fn damaged_files_are_refused_without_panic() {
     let target = Target::parse("x86-64-v3").unwrap();
     let (object, shared) = (sample::object(&target), linked(&target));
-    assert!(matches!(link(b"", SONAME, &LinkWith::Own), Err(LinkError::Malformed { .. })));
-    assert!(matches!(link(&shared, SONAME, &LinkWith::Own), Err(LinkError::UnsupportedFile { .. })));
-    assert!(matches!(audit_shared_object(&object), Err(AuditError::NotASharedObject)));
+    assert!(matches!(
+        link(b"", SONAME, &LinkWith::Own),
+        Err(LinkError::Malformed { .. })
+    ));
+    assert!(matches!(
+        link(&shared, SONAME, &LinkWith::Own),
+        Err(LinkError::UnsupportedFile { .. })
+    ));
+    assert!(matches!(
+        audit_shared_object(&object),
+        Err(AuditError::NotASharedObject)
+    ));
     for cut in (0..object.len()).step_by(37) {
         let _ = link(&object[..cut], SONAME, &LinkWith::Own);
         let mut changed = object.clone();
@@ -226,8 +260,15 @@ fn ordinary_libraries_fail_the_audit() {
     let target = Target::host().unwrap();
     let folder = tempfile::tempdir().unwrap();
     let (source, output) = (folder.path().join("a.c"), folder.path().join("a.so"));
-    std::fs::write(&source, "int puts(const char *); int f(void) { return puts(\"\"); }").unwrap();
-    let compiled = Command::new("cc").args(["-shared", "-fPIC", "-o"]).args([&output, &source]).status();
+    std::fs::write(
+        &source,
+        "int puts(const char *); int f(void) { return puts(\"\"); }",
+    )
+    .unwrap();
+    let compiled = Command::new("cc")
+        .args(["-shared", "-fPIC", "-o"])
+        .args([&output, &source])
+        .status();
     match compiled {
         Ok(status) if status.success() => {
             let error = audit_shared_object(&std::fs::read(&output).unwrap()).unwrap_err();
@@ -240,7 +281,10 @@ fn ordinary_libraries_fail_the_audit() {
     let at = bytes.windows(10).position(|w| w == b"hawqc_run\0").unwrap();
     let mut renamed = bytes.clone();
     renamed[at] = b'x';
-    assert!(matches!(audit_shared_object(&renamed), Err(AuditError::Exports { .. })));
+    assert!(matches!(
+        audit_shared_object(&renamed),
+        Err(AuditError::Exports { .. })
+    ));
 }
 
 /// Runs the linked aarch64 model under an emulator: an executable whose start code holds the shared
@@ -259,8 +303,9 @@ fn aarch64_runs_under_an_emulator() {
         if !emulate(&bytes, &data, &mut output) {
             return;
         }
-        let sums: [i32; 4] =
-            std::array::from_fn(|lane| i32::from_le_bytes(output[4 * lane..4 * lane + 4].try_into().unwrap()));
+        let sums: [i32; 4] = std::array::from_fn(|lane| {
+            i32::from_le_bytes(output[4 * lane..4 * lane + 4].try_into().unwrap())
+        });
         assert_eq!(sums, input.expected_sums(), "{name}");
         let address = u64::from_le_bytes(output[16..24].try_into().unwrap());
         assert_eq!(address % CONSTANT_ALIGN, 0);
@@ -273,7 +318,11 @@ fn aarch64_runs_under_an_emulator() {
 fn emulate(shared: &[u8], input: &[u8], output: &mut [u8]) -> bool {
     use ::object::{Object, ObjectSymbol};
     let file = ::object::read::elf::ElfFile64::<::object::Endianness>::parse(shared).unwrap();
-    let entry = file.dynamic_symbols().find(|symbol| symbol.name() == Ok(EXPORTS[2])).unwrap().address();
+    let entry = file
+        .dynamic_symbols()
+        .find(|symbol| symbol.name() == Ok(EXPORTS[2]))
+        .unwrap()
+        .address();
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name);
     std::fs::write(path("model.so"), shared).unwrap();
@@ -296,7 +345,11 @@ fn emulate(shared: &[u8], input: &[u8], output: &mut [u8]) -> bool {
         ("qemu-aarch64", &["./start"]),
     ];
     for (command, args) in steps {
-        let Ok(finished) = Command::new(command).args(args).current_dir(folder.path()).output() else {
+        let Ok(finished) = Command::new(command)
+            .args(args)
+            .current_dir(folder.path())
+            .output()
+        else {
             eprintln!("SKIPPED: `{command}` is not installed");
             return false;
         };
