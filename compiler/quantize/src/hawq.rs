@@ -1,0 +1,1 @@
+//! HAWQ-V3's published bit configurations.
