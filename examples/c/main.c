@@ -189,7 +189,7 @@ int main(int argc, char **argv) {
     print_top(&info, outputs[i].data, top);
   }
   if (runs > 1)
-    printf("mean of %lld runs on %zu threads: %.3f ms\n", runs, hawqc_session_threads(session), mean * 1e3);
+    printf("mean of %lld runs on %zu threads: %.6g ms\n", runs, hawqc_session_threads(session), mean * 1e3);
 
   for (size_t i = 0; i < input_count; i++) free((void *)inputs[i].data);
   for (size_t i = 0; i < output_count; i++) free(outputs[i].data);

@@ -94,7 +94,7 @@ pub struct Session {
 
 impl Session {
     /// A session with a pool of its own of `threads` threads, or of
-    /// [`default_threads`](crate::pool::default_threads) when `None`.
+    /// [`default_threads`] when `None`.
     pub fn new(model: Arc<Model>, threads: Option<usize>) -> Result<Session, Error> {
         let threads = match threads {
             Some(threads) => threads,
