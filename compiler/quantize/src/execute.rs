@@ -252,3 +252,71 @@ fn accumulate_product(src: &[f32], wei: &[f32], dst: &mut [f32], [m, p, n]: [usi
         matrixmultiply::sgemm(m, p, n, 1.0, src.as_ptr(), p_step, 1, wei.as_ptr(), 1, p_step, 1.0, dst, stride, 1);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use hawqc_ir::interp;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::test_networks::{Net, relative_difference, residual_network, tensor};
+
+    #[test]
+    fn network_equals_interpreter() {
+        let graph = residual_network(1);
+        let input = [tensor(5, &[1, 3, 12, 12])];
+        let mut expected = Vec::new();
+        let slow = interp::run_observed(&graph, &input, |id, t| expected.push((id, t.clone()))).unwrap();
+        let mut found = Vec::new();
+        let fast = execute(&graph, &input, |id, t| found.push((id, t.clone()))).unwrap();
+        assert!(relative_difference(&slow[0], &fast[0]) < 1e-5);
+        // The executor shows the input as well.
+        assert_eq!(found.len(), expected.len() + 1);
+        for ((id, e), (found_id, f)) in expected.iter().zip(&found[1..]) {
+            assert_eq!(id, found_id);
+            assert!(relative_difference(e, f) < 1e-5);
+        }
+    }
+
+    #[test]
+    fn wrong_inputs_are_refused() {
+        let graph = residual_network(1);
+        let error = execute(&graph, &[tensor(5, &[1, 3, 12, 11])], |_, _| {}).unwrap_err();
+        assert!(error.to_string().contains("image"), "{error}");
+        assert!(execute(&graph, &[], |_, _| {}).is_err());
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn convolutions_equal_interpreter(
+            image in (1usize..3, 1usize..8, 1usize..8),
+            groups in 1usize..4,
+            channels in (1usize..4, 1usize..4),
+            kernel in (1usize..4, 1usize..4),
+            stride in (1usize..3, 1usize..3),
+            pad in any::<[bool; 4]>(),
+            dilation in 1usize..3,
+            seed in any::<u32>(),
+        ) {
+            let mut net = Net::new(seed.into());
+            let shape = [image.0, image.1, image.2, channels.0 * groups];
+            let x = net.input(&shape);
+            let conv = Conv {
+                stride: [stride.0, stride.1],
+                pad: pad.map(|p| usize::from(p) * 2),
+                dilation: [dilation, 1],
+                groups,
+                pad_value: 0,
+            };
+            let k = channels.1 * groups;
+            let wei = net.constant(&[k, kernel.0, kernel.1, channels.0], 1.0);
+            let Ok(x) = net.graph.add("conv", conv, &[x, wei]) else { return Ok(()) };
+            net.output(x);
+            let input = [tensor(u64::from(seed) + 1, &shape)];
+            let expected = interp::run(&net.graph, &input).unwrap();
+            let found = execute(&net.graph, &input, |_, _| {}).unwrap();
+            prop_assert!(relative_difference(&expected[0], &found[0]) < 1e-5);
+        }
+    }
+}

@@ -232,3 +232,128 @@ fn parts_of(graph: &Graph, args: &[ValueId]) -> Result<Option<Parts>, QuantizeEr
 fn operand(graph: &Graph, id: ValueId, position: usize) -> ValueId {
     graph.args(id)[position]
 }
+
+#[cfg(test)]
+mod tests {
+    use hawqc_ir::{Graph, Op, Pad, Tensor, interp, verify};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::test_networks::{Net, padded, relative_difference, residual_network, tensor};
+
+    fn check_same(graph: &Graph, folded: &Graph, input: &Tensor) {
+        verify::check(folded).unwrap();
+        let expected = interp::run(graph, std::slice::from_ref(input)).unwrap();
+        let found = interp::run(folded, std::slice::from_ref(input)).unwrap();
+        for (e, f) in expected.iter().zip(&found) {
+            assert_eq!(e.shape(), f.shape());
+            assert!(relative_difference(e, f) < 1e-5);
+        }
+    }
+
+    fn count(graph: &Graph, op: &str) -> usize {
+        graph.values().filter(|&id| graph.op(id).name() == op).count()
+    }
+
+    #[test]
+    fn residual_network_folds() {
+        let graph = residual_network(3);
+        let folded = fold_batch_norm(&graph).unwrap();
+        check_same(&graph, &folded, &tensor(1, &[1, 3, 12, 12]));
+        assert_eq!((count(&graph, "conv"), count(&folded, "conv")), (12, 9));
+        // Only the input is transposed; around the dense layer one reshape at the end is left.
+        assert_eq!((count(&folded, "transpose"), count(&folded, "reshape")), (1, 1));
+        assert_eq!(fold_batch_norm(&folded).unwrap(), folded);
+    }
+
+    #[test]
+    fn affine_before_padding_stays_unless_it_only_scales() {
+        for (shift, left) in [(0.5, 2), (0.0, 1)] {
+            let mut net = Net::new(5);
+            let x = net.input(&[1, 5, 5, 3]);
+            let wei = net.constant(&[3, 1, 1, 1], 1.0);
+            let bias = net.graph.constant(Tensor::from_f32([3], vec![shift; 3]).unwrap());
+            let x = net.graph.add("norm", Conv { groups: 3, ..Conv::unit() }, &[x, wei, bias]).unwrap();
+            let x = net.conv("conv", x, 4, 3, padded(1));
+            net.output(x);
+            let folded = fold_batch_norm(&net.graph).unwrap();
+            check_same(&net.graph, &folded, &tensor(2, &[1, 5, 5, 3]));
+            assert_eq!(count(&folded, "conv"), left);
+        }
+    }
+
+    #[test]
+    fn affine_is_absorbed_by_all_its_users_or_none() {
+        for with_relu in [false, true] {
+            let mut net = Net::new(7);
+            let x = net.input(&[1, 5, 5, 6]);
+            let x = net.norm("norm", x);
+            let a = net.conv("a", x, 4, 3, Conv { groups: 2, ..Conv::unit() });
+            let b = net.conv("b", x, 4, 3, Conv::unit());
+            let y = net.add("sum", a, b);
+            net.output(y);
+            if with_relu {
+                let relu = net.relu("relu", x);
+                net.graph.output("side", relu);
+            }
+            let folded = fold_batch_norm(&net.graph).unwrap();
+            check_same(&net.graph, &folded, &tensor(2, &[1, 5, 5, 6]));
+            assert_eq!(count(&folded, "conv"), if with_relu { 3 } else { 2 });
+        }
+    }
+
+    #[test]
+    fn shared_convolution_keeps_its_value() {
+        let mut net = Net::new(9);
+        let x = net.input(&[1, 4, 4, 2]);
+        let x = net.conv("conv", x, 3, 1, Conv::unit());
+        let y = net.norm("norm", x);
+        let y = net.add("sum", x, y);
+        net.output(y);
+        let folded = fold_batch_norm(&net.graph).unwrap();
+        assert_eq!(folded, net.graph.swept().unwrap());
+    }
+
+    #[test]
+    fn zero_border_joins_convolution_and_clamps_join() {
+        let mut net = Net::new(11);
+        let x = net.input(&[1, 4, 4, 2]);
+        let clamp = |lo, hi| ClampReal { lo: Real::new(lo), hi: Real::new(hi) };
+        let x = net.graph.add("relu", clamp(0.0, f32::INFINITY), &[x]).unwrap();
+        let x = net.graph.add("limit", clamp(-1.0, 0.5), &[x]).unwrap();
+        let x = net.graph.add("pad", Pad { pad: [1, 0, 2, 3], value: Real::new(0.0) }, &[x]).unwrap();
+        let x = net.conv("conv", x, 3, 3, padded(1));
+        net.output(x);
+        let folded = fold_batch_norm(&net.graph).unwrap();
+        check_same(&net.graph, &folded, &tensor(4, &[1, 4, 4, 2]));
+        let ops: Vec<&Op> = folded.values().map(|id| folded.op(id)).collect();
+        assert!(ops.contains(&&clamp(0.0, 0.5).into()));
+        assert!(ops.iter().any(|op| matches!(op, Op::Conv(c) if c.pad == [2, 1, 3, 4])));
+        assert_eq!(folded.len(), 5);
+    }
+
+    proptest! {
+        #[test]
+        fn chains_of_movements_keep_the_value(steps in prop::collection::vec(0usize..4, 0..8), size in 1usize..4) {
+            let mut net = Net::new(1);
+            let shape = [1, size, 2, 3];
+            let mut x = net.input(&shape);
+            for step in steps {
+                let shape = net.graph.ty(x).shape.clone();
+                let op: Op = match step {
+                    0 => Transpose::to_nchw().into(),
+                    1 => Transpose::to_nhwc().into(),
+                    2 => Transpose { perm: vec![0, 2, 1, 3] }.into(),
+                    _ => Reshape { shape: vec![1, shape[3], shape[1], shape[2]] }.into(),
+                };
+                x = net.graph.add("step", op, &[x]).unwrap();
+            }
+            net.output(x);
+            let folded = fold_batch_norm(&net.graph).unwrap();
+            prop_assert!(folded.len() <= net.graph.len());
+            let input = tensor(8, &shape);
+            let run = |g: &Graph| interp::run(g, std::slice::from_ref(&input)).unwrap();
+            prop_assert_eq!(run(&net.graph), run(&folded));
+        }
+    }
+}

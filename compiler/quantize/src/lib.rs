@@ -21,6 +21,8 @@ pub mod insert;
 pub mod integerize;
 mod json;
 pub mod plan;
+#[cfg(test)]
+mod test_networks;
 mod weights;
 
 pub use calibrate::{Calibration, Calibrator, Method};

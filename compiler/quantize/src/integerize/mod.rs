@@ -10,7 +10,8 @@
 //!
 //! * a `quantize` of one term is one requantisation: equal to the float graph up to ties and the
 //!   rounding of f32;
-//! * a `quantize` of a sum requantises every term by itself, then adds, then clamps;
+//! * a `quantize` of a sum of n terms requantises every term by itself, saturating at
+//!   +-(2^31 - 1) / n, then adds, then clamps;
 //! * a limit (`clamp_real`) before a `quantize` becomes the quantised limit, which is exact since
 //!   quantisation is monotone. Elsewhere it is applied to the integers, at the nearest integers
 //!   to its bounds: exact for the bound 0, so for ReLU;
@@ -300,6 +301,9 @@ fn declared_width(op: &Op, tensor: Tensor) -> Result<Tensor, Obstacle> {
 /// A limit on a sum, or on every part of a concatenation.
 fn limit(clamp: &ClampReal, args: &[Form]) -> Result<Form, Obstacle> {
     let next = Limit { lo: clamp.lo.get(), hi: clamp.hi.get() };
+    if next.lo == f32::INFINITY || next.hi == f32::NEG_INFINITY {
+        return Err(Obstacle::new(format!("a clamp to [{}, {}]", next.lo, next.hi), "bounds that leave finite values"));
+    }
     let limited = |sum: &Sum| Sum { limit: sum.limit.then(next), ..sum.clone() };
     match args {
         [Form::Sum(sum)] => Ok(Form::Sum(limited(sum))),
