@@ -93,6 +93,8 @@ pub fn link(object: &[u8], soname: &str, with: &LinkWith) -> Result<Vec<u8>, Lin
 }
 
 #[cfg(test)]
+pub(crate) mod emulate;
+#[cfg(test)]
 pub(crate) mod sample;
 #[cfg(test)]
 mod tests;

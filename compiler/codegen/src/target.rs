@@ -6,8 +6,10 @@
 //! build machine. A target's features are always closed: a feature is present only together with
 //! every feature it [`requires`](Feature::requires).
 //!
-//! Adding a target is one row in [`ROWS`]; adding a feature is one row in the table of
-//! [`Feature`].
+//! Adding a target is one row in [`ROWS`]; adding a feature is one row in the table in
+//! `target/feature.rs`.
+
+mod feature;
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -16,6 +18,8 @@ use std::sync::Arc;
 use cranelift_codegen::isa::{self, OwnedTargetIsa};
 use cranelift_codegen::settings::{self, Configurable};
 use thiserror::Error;
+
+pub use feature::Feature;
 
 /// Instruction set architecture of a target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -57,136 +61,6 @@ impl Arch {
 }
 
 impl fmt::Display for Arch {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-macro_rules! detect {
-    (X86_64, $name:tt) => {
-        std::arch::is_x86_feature_detected!($name)
-    };
-    (Aarch64, $name:tt) => {
-        false
-    };
-}
-#[cfg(target_arch = "aarch64")]
-macro_rules! detect {
-    (X86_64, $name:tt) => {
-        false
-    };
-    (Aarch64, $name:tt) => {
-        std::arch::is_aarch64_feature_detected!($name)
-    };
-}
-#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-macro_rules! detect {
-    ($arch:ident, $name:tt) => {
-        false
-    };
-}
-
-macro_rules! features {
-    ($($variant:ident $arch:ident $name:tt $flag:expr, $alias:expr, [$($requires:ident)*];)*) => {
-        /// A CPU feature that generated code may use. Features that no generated code needs are not
-        /// listed, so that a manifest never demands them.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub enum Feature { $($variant),* }
-
-        impl Feature {
-            /// Every feature, in the order in which manifests list them.
-            pub const ALL: &'static [Feature] = &[$(Feature::$variant),*];
-
-            /// The name in the spelling of `is_x86_feature_detected!` (or its aarch64 sibling).
-            pub fn name(self) -> &'static str {
-                match self { $(Feature::$variant => $name),* }
-            }
-
-            /// The architecture that has the feature.
-            pub fn arch(self) -> Arch {
-                match self { $(Feature::$variant => Arch::$arch),* }
-            }
-
-            /// The features that this one cannot be used without (directly).
-            pub fn requires(self) -> &'static [Feature] {
-                match self { $(Feature::$variant => &[$(Feature::$requires),*]),* }
-            }
-
-            /// Whether the machine this compiler runs on has the feature and its operating system
-            /// lets it be used.
-            pub fn detected(self) -> bool {
-                match self { $(Feature::$variant => detect!($arch, $name)),* }
-            }
-
-            /// A second, shorter name accepted on the command line.
-            fn alias(self) -> Option<&'static str> {
-                match self { $(Feature::$variant => $alias),* }
-            }
-
-            /// The Cranelift setting that lets Cranelift use the feature; none where only assembled
-            /// kernels can use it.
-            fn cranelift_flag(self) -> Option<&'static str> {
-                match self { $(Feature::$variant => $flag),* }
-            }
-        }
-    };
-}
-
-features! {
-    Sse3 X86_64 "sse3" Some("has_sse3"), None, [];
-    Ssse3 X86_64 "ssse3" Some("has_ssse3"), None, [Sse3];
-    Sse41 X86_64 "sse4.1" Some("has_sse41"), Some("sse41"), [Ssse3];
-    Sse42 X86_64 "sse4.2" Some("has_sse42"), Some("sse42"), [Sse41];
-    Popcnt X86_64 "popcnt" Some("has_popcnt"), None, [];
-    Avx X86_64 "avx" Some("has_avx"), None, [Sse42];
-    Avx2 X86_64 "avx2" Some("has_avx2"), None, [Avx];
-    Fma X86_64 "fma" Some("has_fma"), None, [Avx];
-    Bmi1 X86_64 "bmi1" Some("has_bmi1"), None, [];
-    Bmi2 X86_64 "bmi2" Some("has_bmi2"), None, [];
-    Lzcnt X86_64 "lzcnt" Some("has_lzcnt"), None, [];
-    AvxVnni X86_64 "avxvnni" Some("has_avx_vnni"), None, [Avx2];
-    Avx512f X86_64 "avx512f" Some("has_avx512f"), None, [Avx2 Fma];
-    Avx512cd X86_64 "avx512cd" None, None, [Avx512f];
-    Avx512bw X86_64 "avx512bw" None, None, [Avx512f];
-    Avx512dq X86_64 "avx512dq" Some("has_avx512dq"), None, [Avx512f];
-    Avx512vl X86_64 "avx512vl" Some("has_avx512vl"), None, [Avx512f];
-    Avx512vnni X86_64 "avx512vnni" Some("has_avx512vnni"), Some("vnni"), [Avx512f];
-    Avx512vbmi X86_64 "avx512vbmi" Some("has_avx512vbmi"), Some("vbmi"), [Avx512bw];
-    Avx512vbmi2 X86_64 "avx512vbmi2" None, Some("vbmi2"), [Avx512bw];
-    Avx512bitalg X86_64 "avx512bitalg" Some("has_avx512bitalg"), Some("bitalg"), [Avx512bw];
-    Gfni X86_64 "gfni" None, None, [Sse41];
-    Neon Aarch64 "neon" None, None, [];
-    Dotprod Aarch64 "dotprod" Some("has_dotprod"), None, [Neon];
-    I8mm Aarch64 "i8mm" Some("has_i8mm"), None, [Dotprod];
-}
-
-impl Feature {
-    /// The feature of `arch` called `name` (its own name or its short one).
-    pub fn parse(arch: Arch, name: &str) -> Result<Feature, TargetError> {
-        Feature::of(arch)
-            .find(|feature| feature.name() == name || feature.alias() == Some(name))
-            .ok_or_else(|| {
-                let valid: Vec<_> = Feature::of(arch).map(Feature::name).collect();
-                TargetError::UnknownFeature {
-                    arch,
-                    found: name.to_owned(),
-                    suggestion: suggestion(name, &valid),
-                    valid: valid.join(", "),
-                }
-            })
-    }
-
-    /// Every feature of `arch`.
-    pub fn of(arch: Arch) -> impl Iterator<Item = Feature> {
-        Feature::ALL
-            .iter()
-            .copied()
-            .filter(move |feature| feature.arch() == arch)
-    }
-}
-
-impl fmt::Display for Feature {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
     }
@@ -638,132 +512,4 @@ fn edit_distance(a: &str, b: &str) -> usize {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_row_is_closed_and_has_a_code_generator() {
-        for row in ROWS {
-            let target = row.target().unwrap();
-            for feature in target.features() {
-                assert_eq!(feature.arch(), target.arch(), "{target}");
-                for required in feature.requires() {
-                    assert!(target.has(*required), "{target}: {feature} {required}");
-                }
-            }
-            for minimum in target.arch().minimum() {
-                assert!(target.has(*minimum), "{target} lacks {minimum}");
-            }
-            for pic in [false, true] {
-                let isa = target.isa(pic).unwrap();
-                assert_eq!(isa.flags().is_pic(), pic);
-            }
-        }
-    }
-
-    #[test]
-    fn code_generator_gets_exactly_the_features() {
-        for row in ROWS {
-            let target = row.target().unwrap();
-            let isa = target.isa(true).unwrap();
-            for feature in Feature::of(target.arch()) {
-                let Some(name) = feature.cranelift_flag() else {
-                    continue;
-                };
-                let flags = isa.isa_flags();
-                let flag = flags.iter().find(|flag| flag.name == name).unwrap();
-                assert_eq!(flag.as_bool(), Some(target.has(feature)), "{target} {name}");
-            }
-        }
-    }
-
-    #[test]
-    fn dot_strategy_of_each_row() {
-        let expected = [
-            ("x86-64-v2", Dot::Pmaddwd),
-            ("x86-64-v3", Dot::Pmaddwd),
-            ("x86-avxvnni", Dot::Vnni),
-            ("x86-avx512", Dot::Vnni),
-            ("x86-avx512-novnni", Dot::Pmaddwd),
-            ("aarch64", Dot::Widening),
-            ("aarch64-dotprod", Dot::Sdot),
-        ];
-        for (name, dot) in expected {
-            assert_eq!(Target::parse(name).unwrap().dot(), dot, "{name}");
-        }
-        assert_eq!(expected.len() + 1, ROWS.len());
-        let i8mm = Target::parse("aarch64").unwrap().with_changes("+i8mm");
-        assert_eq!(i8mm.unwrap().dot(), Dot::Usdot);
-    }
-
-    #[test]
-    fn changes_keep_the_set_closed() {
-        let base = Target::parse("x86-avx512").unwrap();
-        let changed = base.with_changes("+vbmi, -vnni").unwrap();
-        assert_eq!(changed.name(), "x86-avx512+avx512vbmi-avx512vnni");
-        assert!(changed.has(Feature::Avx512vbmi) && !changed.has(Feature::Avx512vnni));
-        assert_eq!(changed.dot(), Dot::Pmaddwd);
-
-        let sse = base.with_changes("-avx").unwrap();
-        assert_eq!(
-            sse.feature_names(),
-            [
-                "sse3", "ssse3", "sse4.1", "sse4.2", "popcnt", "bmi1", "bmi2", "lzcnt"
-            ]
-        );
-        let up = Target::parse("x86-64-v2")
-            .unwrap()
-            .with_changes("+avx512vbmi")
-            .unwrap();
-        assert!(up.has(Feature::Avx512bw) && up.has(Feature::Avx2) && up.has(Feature::Fma));
-        assert_eq!(base.with_changes("").unwrap(), base);
-    }
-
-    #[test]
-    fn refusals_name_what_is_valid() {
-        let error = Target::parse("x86-avx52").unwrap_err().to_string();
-        assert!(error.contains("did you mean `x86-avx512`?"), "{error}");
-        assert!(error.contains("aarch64-dotprod"), "{error}");
-        assert!(matches!(
-            Target::parse("riscv"),
-            Err(TargetError::UnknownTarget { suggestion, .. }) if suggestion.is_empty()
-        ));
-        let base = Target::parse("x86-64-v3").unwrap();
-        let error = base.with_changes("+avx512vmbi").unwrap_err().to_string();
-        assert!(error.contains("did you mean `avx512vbmi`?"), "{error}");
-        assert!(matches!(
-            base.with_changes("avx2"),
-            Err(TargetError::MalformedChange { found }) if found == "avx2"
-        ));
-        assert!(matches!(
-            base.with_changes("+dotprod"),
-            Err(TargetError::UnknownFeature { .. })
-        ));
-        assert!(matches!(
-            base.with_changes("-sse3"),
-            Err(TargetError::BelowMinimum {
-                feature: Feature::Sse3,
-                ..
-            })
-        ));
-    }
-
-    #[test]
-    fn manifest_round_trip() {
-        for row in ROWS {
-            let target = row.target().unwrap();
-            let names = target.feature_names();
-            let again = Target::from_manifest(target.name(), target.arch().name(), &names).unwrap();
-            assert_eq!(again, target);
-        }
-        assert!(matches!(
-            Target::from_manifest("x", "riscv64", &[] as &[&str]),
-            Err(TargetError::UnknownArch { .. })
-        ));
-    }
-
-    #[test]
-    fn host_runs_here() {
-        assert!(Target::host().unwrap().runs_here());
-    }
-}
+mod tests;

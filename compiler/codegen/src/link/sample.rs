@@ -117,7 +117,7 @@ fn load(b: &mut FunctionBuilder, ty: Type, base: Value, offset: i32) -> Value {
 }
 
 /// `(call.inputs[index], call.outputs[0])`
-fn pointers(b: &mut FunctionBuilder, call: Value, index: i32) -> (Value, Value) {
+pub(crate) fn pointers(b: &mut FunctionBuilder, call: Value, index: i32) -> (Value, Value) {
     let inputs = load(b, types::I64, call, 0);
     let outputs = load(b, types::I64, call, 8);
     let input = load(b, types::I64, inputs, 8 * index);

@@ -5,6 +5,7 @@ use cranelift_codegen::ir::{AbiParam, InstBuilder, types};
 use cranelift_module::{DataDescription, Linkage, Module};
 use hawqc_runtime::abi::Call;
 
+use super::emulate::emulate;
 use super::sample::{self, Input, Output};
 use super::*;
 use crate::object::{
@@ -287,8 +288,6 @@ fn ordinary_libraries_fail_the_audit() {
     ));
 }
 
-/// Runs the linked aarch64 model under an emulator: an executable whose start code holds the shared
-/// object as it would be mapped (addresses equal file offsets) and calls into it.
 #[test]
 fn aarch64_runs_under_an_emulator() {
     for name in ["aarch64", "aarch64-dotprod"] {
@@ -312,53 +311,4 @@ fn aarch64_runs_under_an_emulator() {
         let last = i32::from_le_bytes(output[24..28].try_into().unwrap());
         assert_eq!(last, *sample::table().last().unwrap());
     }
-}
-
-/// False, loudly, where a tool is missing.
-fn emulate(shared: &[u8], input: &[u8], output: &mut [u8]) -> bool {
-    use ::object::{Object, ObjectSymbol};
-    let file = ::object::read::elf::ElfFile64::<::object::Endianness>::parse(shared).unwrap();
-    let entry = file
-        .dynamic_symbols()
-        .find(|symbol| symbol.name() == Ok(EXPORTS[2]))
-        .unwrap()
-        .address();
-    let folder = tempfile::tempdir().unwrap();
-    let path = |name: &str| folder.path().join(name);
-    std::fs::write(path("model.so"), shared).unwrap();
-    std::fs::write(path("input"), input).unwrap();
-    let start = format!(
-        ".text\n.p2align 16\nimage: .incbin \"model.so\"\n.p2align 4\n.global _start\n_start:\n\
-         adrp x0, call\nadd x0, x0, :lo12:call\nadrp x1, image\nadd x1, x1, :lo12:image\n\
-         ldr x2, =0x{entry:x}\nadd x1, x1, x2\nblr x1\n\
-         mov x0, #1\nadrp x1, output\nadd x1, x1, :lo12:output\nmov x2, #{length}\nmov x8, #64\nsvc #0\n\
-         mov x0, #0\nmov x8, #93\nsvc #0\n\
-         .data\n.p2align 6\ncall: .quad inputs, outputs, 0, 1, 0, 0, 0, 0\n\
-         inputs: .quad input\noutputs: .quad output\n\
-         .p2align 6\ninput: .incbin \"input\"\n.p2align 6\noutput: .skip {length}\n",
-        length = output.len()
-    );
-    std::fs::write(path("start.s"), start).unwrap();
-    let steps: [(&str, &[&str]); 3] = [
-        ("aarch64-linux-gnu-as", &["start.s", "-o", "start.o"]),
-        ("aarch64-linux-gnu-ld", &["start.o", "-o", "start"]),
-        ("qemu-aarch64", &["./start"]),
-    ];
-    for (command, args) in steps {
-        let Ok(finished) = Command::new(command)
-            .args(args)
-            .current_dir(folder.path())
-            .output()
-        else {
-            eprintln!("SKIPPED: `{command}` is not installed");
-            return false;
-        };
-        let errors = String::from_utf8_lossy(&finished.stderr);
-        assert!(finished.status.success(), "{command}: {errors}");
-        if command == "qemu-aarch64" {
-            assert_eq!(finished.stdout.len(), output.len());
-            output.copy_from_slice(&finished.stdout);
-        }
-    }
-    true
 }
