@@ -119,7 +119,9 @@ fn padding(term: &Term, real: f32) -> Result<f32, Obstacle> {
     let real = f64::from(real);
     let value = match term.scale.as_uniform() {
         _ if real == 0.0 => Some(zero),
-        Some(scale) => Some((real / scale).round_ties_even()).filter(|i| i * scale == real).map(|i| i + zero),
+        Some(scale) => {
+            Some((real / scale).round_ties_even()).filter(|i| i.is_finite() && i * scale == real).map(|i| i + zero)
+        }
         None => None,
     };
     value.map(|v| v as f32).ok_or_else(|| {

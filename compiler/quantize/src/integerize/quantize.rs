@@ -141,7 +141,7 @@ impl Lowering<'_> {
             if same && range.contains(ty.int_range()?) {
                 return Ok(term.value);
             }
-            let dyadics = dyadics(&term.scale, &target.scale)?;
+            let dyadics = self.dyadics(term, &target.scale)?;
             let op = self.requant(term, target.zero, range, target.elem);
             return self.emit_requant(name, op, term.value, &dyadics);
         }
@@ -150,7 +150,7 @@ impl Lowering<'_> {
         let mut total: Option<ValueId> = None;
         for term in &sum.terms {
             let zero = if total.is_none() { target.zero } else { 0 };
-            let dyadics = dyadics(&term.scale, &target.scale)?;
+            let dyadics = self.dyadics(term, &target.scale)?;
             let mut op = self.requant(term, zero, Range::new(i64::MIN, i64::MAX), Elem::I32);
             let image = dyadics.image(&op, self.new.ty(term.value).int_range()?).clamped(-bound, bound);
             (op.lo, op.hi) = (image.lo, image.hi);
@@ -163,6 +163,22 @@ impl Lowering<'_> {
         }
         let total = total.ok_or_else(|| Obstacle::new("an empty sum", "at least one term"))?;
         Ok(self.emit(name, Clamp { lo: range.lo, hi: range.hi, elem: target.elem }, &[total])?)
+    }
+
+    /// The ratio of scales as dyadic numbers.
+    fn dyadics(&self, term: &Term, dst: &Scale) -> Result<Dyadics, Obstacle> {
+        let ratio = term
+            .scale
+            .ratio(dst)
+            .ok_or_else(|| Obstacle::new("source and result scaled along different axes", "a common axis of scales"))?;
+        let (shape, ratios) = ratio.for_requant(&self.new.ty(term.value).shape).ok_or_else(|| {
+            Obstacle::new("scales that differ along other axes than the channels", "one scale, or one per channel")
+        })?;
+        let dyadic = |&r: &f64| {
+            let obstacle = || Obstacle::new(format!("a scale ratio of {r}"), "a positive ratio below 2^30");
+            Dyadic::from_real(r).ok_or_else(obstacle)
+        };
+        Ok(Dyadics { shape, values: ratios.iter().map(dyadic).collect::<Result<_, _>>()? })
     }
 
     fn requant(&self, term: &Term, dst_zero: i32, range: Range, elem: Elem) -> Requant {
@@ -236,21 +252,6 @@ fn without_zero(tensor: &Tensor, zeros: &[i64], axis: usize) -> Result<Tensor, T
 struct Dyadics {
     shape: Vec<usize>,
     values: Vec<Dyadic>,
-}
-
-/// `src / dst` as dyadic numbers.
-fn dyadics(src: &Scale, dst: &Scale) -> Result<Dyadics, Obstacle> {
-    let ratio = src
-        .ratio(dst)
-        .ok_or_else(|| Obstacle::new("source and result scaled along different axes", "a common axis of scales"))?;
-    let shape = ratio.requant_shape().ok_or_else(|| {
-        Obstacle::new("scales that differ along other axes than the channels", "one scale, or one per channel")
-    })?;
-    let dyadic = |&r: &f64| {
-        let message = || Obstacle::new(format!("a scale ratio of {r}"), "a positive ratio below 2^30");
-        Dyadic::from_real(r).ok_or_else(message)
-    };
-    Ok(Dyadics { shape, values: ratio.values().iter().map(dyadic).collect::<Result<_, _>>()? })
 }
 
 impl Dyadics {

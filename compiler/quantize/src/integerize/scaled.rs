@@ -84,12 +84,16 @@ impl Scale {
         }
     }
 
-    /// The shape as operand of a requant: `[1]`, `[C]` or `[H,W,1]`; `None` for anything else.
-    pub fn requant_shape(&self) -> Option<Vec<usize>> {
-        match self.shape.as_slice() {
-            _ if self.as_uniform().is_some() => Some(vec![1]),
-            [.., c] if self.is_per_channel() => Some(vec![*c]),
-            &[1, h, w, 1] => Some(vec![h, w, 1]),
+    /// Shape and values as operand of the requant of a value of shape `dst`: `[1]`, `[C]` or, with
+    /// repetitions if need be, `[H,W,1]`; `None` for anything else.
+    pub fn for_requant(&self, dst: &[usize]) -> Option<(Vec<usize>, Vec<f64>)> {
+        match (self.shape.as_slice(), dst) {
+            _ if self.as_uniform().is_some() => Some((vec![1], self.values.clone())),
+            ([.., c], _) if self.is_per_channel() => Some((vec![*c], self.values.clone())),
+            (&[1, rows, columns, 1], &[_, h, w, _]) => {
+                let at = |y, x| self.values[y % rows * columns + x % columns];
+                Some((vec![h, w, 1], (0..h * w).map(|i| at(i / w, i % w)).collect()))
+            }
             _ => None,
         }
     }
