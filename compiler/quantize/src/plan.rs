@@ -252,3 +252,80 @@ fn edit_distance(a: &str, b: &str) -> usize {
     }
     row[b.len()]
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fold::fold_batch_norm;
+    use crate::test_networks::residual_network;
+
+    fn graph() -> Graph {
+        fold_batch_norm(&residual_network(1)).unwrap()
+    }
+
+    #[test]
+    fn uniform_spares_first_and_last() {
+        let plan = PrecisionPlan::uniform(&graph(), 4, 6).unwrap();
+        let (name, bits): (Vec<&str>, Vec<LayerBits>) = plan.layers().iter().map(|(n, b)| (n.as_str(), *b)).unzip();
+        assert_eq!(
+            name,
+            [
+                "conv1",
+                "block1.conv1",
+                "block1.conv2",
+                "block2.conv1",
+                "block2.conv2",
+                "block2.short",
+                "left",
+                "right",
+                "fc"
+            ]
+        );
+        assert_eq!((bits[0], bits[8]), (LayerBits::both(8), LayerBits::both(8)));
+        assert!(bits[1..8].iter().all(|&b| b == LayerBits { weights: 4, activations: 6 }));
+        assert_eq!(plan.residual_bits(), 16);
+        assert_eq!(plan.resolve(&graph()).unwrap().len(), 9);
+    }
+
+    #[test]
+    fn files_read_back() {
+        let plan = PrecisionPlan::uniform(&graph(), 4, 8).unwrap().with_residual_bits(8).unwrap();
+        let text = plan.to_json();
+        assert_eq!(PrecisionPlan::from_json(&text).unwrap(), plan);
+        let plain = r#"{"b": 4, "a": {"weights": 3, "activations": 8}}"#;
+        let plan = PrecisionPlan::from_json(plain).unwrap();
+        let expected =
+            [("b".to_string(), LayerBits::both(4)), ("a".to_string(), LayerBits { weights: 3, activations: 8 })];
+        assert_eq!(plan.layers(), expected);
+    }
+
+    #[test]
+    fn bad_plans_are_refused() {
+        for (text, message) in [
+            (r#"{"a": 4, "a": 8}"#, "given twice"),
+            (r#"{"a": 9}"#, "2 to 8"),
+            (r#"{"a": 1}"#, "2 to 8"),
+            (r#"{"a": {"weights": 4}}"#, "bits.json"),
+            (r#"[4]"#, "bits.json"),
+            (r#"{"schema": "hawqc.bits", "version": 9, "residual_bits": 16, "layers": []}"#, "hawqc.bits 9"),
+            (r#"{"schema": "hawqc.bits", "version": 1, "residual_bits": 12, "layers": []}"#, "8 and 16"),
+            ("{", "bits.json"),
+        ] {
+            let error = PrecisionPlan::from_json(text).unwrap_err().to_string();
+            assert!(error.contains(message), "{error}");
+        }
+    }
+
+    #[test]
+    fn every_layer_is_named_once() {
+        let graph = graph();
+        let mut layers = PrecisionPlan::uniform(&graph, 8, 8).unwrap().layers().to_vec();
+        layers[1].0 = "block1.conv9".into();
+        let resolve = |layers| PrecisionPlan::new(layers, 16, "").unwrap().resolve(&graph).unwrap_err().to_string();
+        let error = resolve(layers.clone());
+        assert!(error.contains("`block1.conv9`; near are `block1.conv1`, `block1.conv2`"), "{error}");
+        layers.remove(1);
+        let error = resolve(layers);
+        assert!(error.contains("1 of 9 convolutions have no bits: `block1.conv1`"), "{error}");
+    }
+}

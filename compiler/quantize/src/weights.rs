@@ -126,3 +126,56 @@ pub(crate) fn check_finite(node: &str, operand: &'static str, values: &[f32]) ->
         Some(&found) => Err(QuantizeError::WeightNotFinite { node: node.into(), operand, found }),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::fold::fold_batch_norm;
+    use crate::test_networks::{random, residual_network};
+
+    #[test]
+    fn fewer_bits_cost_more() {
+        let graph = fold_batch_norm(&residual_network(1)).unwrap();
+        let errors = |bits| weight_errors(&graph, &PrecisionPlan::uniform(&graph, bits, 8).unwrap()).unwrap();
+        let (two, four, eight) = (errors(2), errors(4), errors(8));
+        assert_eq!(four.len(), 9);
+        // First and last stay at 8 bits.
+        assert_eq!((two[0], two[8]), (eight[0], eight[8]));
+        assert!((1..8).all(|i| two[i] > 2.0 * four[i] && four[i] > 50.0 * eight[i] && eight[i] > 0.0));
+    }
+
+    #[test]
+    fn clipping_lowers_the_error() {
+        let wei: Vec<f32> = random(1, 64).into_iter().map(|v| v.powi(5)).collect();
+        let scale = channel_scale(&wei, 4);
+        let full = wei.iter().fold(0f32, |m, v| m.max(v.abs())) / 7.0;
+        assert!(scale < full && squared_error(&wei, scale, 7.0) < squared_error(&wei, full, 7.0));
+    }
+
+    proptest! {
+        #[test]
+        fn integers_stay_in_range(
+            wei in prop::collection::vec(-1e3f32..1e3, 24),
+            zero in any::<bool>(),
+            bits in 2u8..=8,
+            units in prop::collection::vec(0f64..1e15, 4),
+        ) {
+            let mut wei = wei;
+            if zero {
+                wei[..6].fill(0.0);
+            }
+            let quantized = QuantizedWeights::new(&wei, bits, &units);
+            let n = limit(bits) as i8;
+            prop_assert!(quantized.values.iter().all(|v| (-n..=n).contains(v)));
+            for (k, &scale) in quantized.scales.iter().enumerate() {
+                prop_assert!(scale > 0.0 && units[k] / f64::from(scale) <= 1.001 * MAX_BIAS);
+                if bits > 4 {
+                    let error = |i: usize| (wei[i] - quantized.dequantized()[i]).abs();
+                    prop_assert!((k * 6..k * 6 + 6).all(|i| error(i) <= 0.501 * scale));
+                }
+            }
+        }
+    }
+}

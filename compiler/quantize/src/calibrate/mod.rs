@@ -8,6 +8,8 @@
 //! Values are known by their stable names, see [`value_names`].
 
 mod histogram;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -22,6 +24,8 @@ pub use histogram::{Histogram, Method};
 const SCHEMA: &str = "hawqc.calibration";
 const VERSION: u32 = 1;
 const FILE: &str = "calib.json";
+/// Clipping points are at least this, so that scales derived from them stay normal numbers.
+const SMALLEST_POINT: f32 = 1e-30;
 
 /// Statistics of a network's values, by stable name.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -249,6 +253,6 @@ impl Statistics {
             Method::Percentile(percent) => self.histogram.percentile(percent).min(max_abs),
             Method::Mse => self.histogram.least_squares(max_abs, lo, hi),
         };
-        (point as f32).max(f32::MIN_POSITIVE)
+        (point as f32).max(SMALLEST_POINT)
     }
 }

@@ -12,6 +12,8 @@
 
 mod format;
 mod needs;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 
@@ -259,23 +261,24 @@ fn unsupported(graph: &Graph, id: ValueId, message: &str) -> QuantizeError {
     QuantizeError::Unsupported { node, op, message: message.into() }
 }
 
+const QUANTISED: &str = "the network is quantised already; quantise the float network it stems from";
+
 /// Refuses what is quantised already and what has no integer form.
 fn check_operators(graph: &Graph) -> Result<(), QuantizeError> {
     let live = graph.live();
     for id in graph.values().filter(|id| live[id.index()]) {
-        let constant_operand = || graph.args(id).into_iter().any(|a| graph.tensor(a).is_some());
+        let constant_operand = graph.args(id).into_iter().any(|a| graph.tensor(a).is_some());
         let message = match graph.op(id) {
             Op::Const(_) | Op::Conv(_) => continue,
-            Op::Input(ty) if ty.elem != Elem::F32 => {
-                "the network takes integers; quantise the float network it stems from"
-            }
+            Op::Input(ty) if ty.elem == Elem::F32 => continue,
             Op::Pad(pad) if pad.value.get() != 0.0 => "only a border of zeros is exact in every scale",
-            _ if constant_operand() => {
-                "a constant activation; supported are constant weights and biases of convolutions"
+            Op::Add(_) | Op::AvgPool(_) | Op::ClampReal(_) | Op::Concat(_) | Op::MaxPool(_) if !constant_operand => {
+                continue;
             }
-            Op::Input(_) | Op::Add(_) | Op::AvgPool(_) | Op::ClampReal(_) | Op::Concat(_) | Op::MaxPool(_) => continue,
-            Op::Pad(_) | Op::Reshape(_) | Op::Transpose(_) | Op::Softmax(_) => continue,
-            _ => "the network is quantised already; quantise the float network it stems from",
+            Op::Pad(_) | Op::Reshape(_) | Op::Transpose(_) | Op::Softmax(_) if !constant_operand => continue,
+            Op::Input(_) | Op::Clamp(_) | Op::Dequantize(_) | Op::Kernel(_) => QUANTISED,
+            Op::Quantize(_) | Op::Requant(_) | Op::SumPool(_) => QUANTISED,
+            _ => "a constant activation; supported are constant weights and biases of convolutions",
         };
         return Err(unsupported(graph, id, message));
     }

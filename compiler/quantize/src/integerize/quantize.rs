@@ -1,5 +1,7 @@
 //! `dequantize` opens a sum of scaled integers; `quantize` resolves one into requantisations.
 
+use std::sync::Arc;
+
 use hawqc_ir::{
     Add, Clamp, Concat, Dequantize, Dyadic, Elem, Op, Quantize, Range, Requant, Tensor, TypeError, ValueId,
 };
@@ -236,7 +238,10 @@ fn integer_bound(term: &Term, bound: f32) -> Result<Option<i64>, Obstacle> {
 
 /// A constant less its zero points, in the narrowest signed element at least as wide as its own;
 /// unsigned elements become signed ones, of the same width where the values fit.
-fn without_zero(tensor: &Tensor, zeros: &[i64], axis: usize) -> Result<Tensor, TypeError> {
+fn without_zero(tensor: &Arc<Tensor>, zeros: &[i64], axis: usize) -> Result<Arc<Tensor>, TypeError> {
+    if tensor.elem().is_signed() && zeros.iter().all(|&z| z == 0) {
+        return Ok(Arc::clone(tensor));
+    }
     let inner: usize = tensor.shape().iter().skip(axis + 1).product();
     let zero = |i: usize| zeros[i / inner % zeros.len()];
     let values: Vec<i64> = tensor.ints()?.into_iter().enumerate().map(|(i, v)| v - zero(i)).collect();
@@ -245,7 +250,7 @@ fn without_zero(tensor: &Tensor, zeros: &[i64], axis: usize) -> Result<Tensor, T
         |e: &Elem| e.bits() >= tensor.elem().bits() && e.range().is_some_and(|full| full.contains(Range::new(lo, hi)));
     let elem = [Elem::I4, Elem::I8, Elem::I16, Elem::I32].into_iter().find(fits);
     let elem = elem.ok_or_else(|| TypeError::new(format!("values less zero points reach [{lo}, {hi}], beyond i32")))?;
-    Tensor::from_ints(elem, tensor.shape(), values)
+    Ok(Arc::new(Tensor::from_ints(elem, tensor.shape(), values)?))
 }
 
 /// Multipliers and shifts with the shape in which they broadcast.
