@@ -325,6 +325,23 @@ fn repeated_quantisation_vanishes() {
 }
 
 #[test]
+fn equal_scales_alone_are_not_a_repetition() {
+    let x = tensor(Elem::U8, &[1, 256], (0..256).collect());
+    let src = q(Elem::U8, 0.1, 100);
+    // Another zero point, a limit, another element.
+    for (dst, relu) in [(q(Elem::U8, 0.1, 120), false), (src, true), (q(Elem::I16, 0.1, 100), false)] {
+        let mut net = Net::default();
+        let mut y = net.input(&[1, 256], src);
+        if relu {
+            y = net.relu(y);
+        }
+        let y = net.quantize(y, dst);
+        let graph = net.output(y);
+        assert_eq!(compare(&graph, std::slice::from_ref(&x), 0.0), (0, 256));
+    }
+}
+
+#[test]
 fn max_pool_keeps_scale_and_limit() {
     let mut random = Random(10);
     let mut net = Net::default();
@@ -333,7 +350,7 @@ fn max_pool_keeps_scale_and_limit() {
     let y = net.conv(Conv::unit(), &[x, w]);
     let y = net.relu(y);
     let y = net.op(MaxPool { kernel: [3, 2], stride: [2, 2], pad: [1, 0, 1, 1], dilation: [1, 1] }, &[y]);
-    let y = net.quantize(y, q(Elem::U8, 1.3, 0));
+    let y = net.quantize(y, q(Elem::I8, 1.3, -30));
     let graph = net.output(y);
     assert_eq!(count(&lower(&graph), "clamp"), 0);
     compare(&graph, &random_inputs(&graph, &mut random), F32);
@@ -397,6 +414,25 @@ fn concatenation_of_one_scale_is_free() {
     let graph = net.output(y);
     assert_eq!(count(&lower(&graph), "requant"), 0);
     compare(&graph, &random_inputs(&graph, &mut Random(13)), 0.0);
+}
+
+#[test]
+fn concatenation_of_one_scale_heeds_zero_points_and_limits() {
+    let mut random = Random(19);
+    let src = q(Elem::U8, 0.02, 100);
+    for (zero, limits) in [(110, [false, false]), (100, [true, false]), (100, [false, true]), (100, [true, true])] {
+        let mut net = Net::default();
+        let inputs = [net.input(&[1, 5, 3, 2], src), net.input(&[1, 4, 3, 2], Q { zero, ..src })];
+        let args: Vec<ValueId> =
+            inputs.into_iter().zip(limits).map(|(x, limit)| if limit { net.clamp(x, -0.5, 0.5) } else { x }).collect();
+        let c = net.op(Concat { axis: 1 }, &args);
+        let y = net.quantize(c, q(Elem::I8, 0.03, -3));
+        let graph = net.output(y);
+        // One limit for both is kept until after the concatenation.
+        let one = zero == 100 && limits[0] == limits[1];
+        assert_eq!(count(&lower(&graph), "requant"), if one { 1 } else { 2 });
+        compare(&graph, &random_inputs(&graph, &mut random), F32);
+    }
 }
 
 #[test]
