@@ -44,19 +44,11 @@ pub enum DisasmError {
     #[error("function `{function}` at {address:#x} is not inside executable memory")]
     Unmapped { function: String, address: u64 },
     #[error("functions `{first}` and `{second}` overlap at {address:#x}")]
-    Overlap {
-        first: String,
-        second: String,
-        address: u64,
-    },
+    Overlap { first: String, second: String, address: u64 },
     #[error("{bytes} executable bytes at {address:#x} belong to no function")]
     Uncovered { address: u64, bytes: u64 },
     #[error("the code is for {found}, the target {target} is for {expected}")]
-    OtherArch {
-        found: Arch,
-        target: String,
-        expected: Arch,
-    },
+    OtherArch { found: Arch, target: String, expected: Arch },
 }
 
 /// What is wrong with an instruction.
@@ -102,12 +94,7 @@ pub struct Finding {
 
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Finding {
-            function,
-            address,
-            instruction,
-            problem,
-        } = self;
+        let Finding { function, address, instruction, problem } = self;
         write!(f, "{function} at {address:#x}: `{instruction}`: {problem}")
     }
 }
@@ -162,9 +149,7 @@ pub fn audit_features(shared_object: &[u8], target: &Target) -> Result<Report, D
             Need::Feature(feature) => !target.has(*feature),
             Need::Unlisted(_) => true,
         });
-        missing
-            .map(|need| Problem::Feature(need.to_string()))
-            .collect()
+        missing.map(|need| Problem::Feature(need.to_string())).collect()
     }))
 }
 
@@ -263,17 +248,13 @@ struct Code<'a> {
 
 impl<'a> Code<'a> {
     fn read(bytes: &'a [u8]) -> Result<Code<'a>, DisasmError> {
-        let malformed = |error: object::read::Error| DisasmError::Malformed {
-            message: error.to_string(),
-        };
+        let malformed = |error: object::read::Error| DisasmError::Malformed { message: error.to_string() };
         let file = ElfFile64::<Endianness>::parse(bytes).map_err(malformed)?;
         let arch = match file.architecture() {
             object::Architecture::X86_64 => Arch::X86_64,
             object::Architecture::Aarch64 => Arch::Aarch64,
             other => {
-                return Err(DisasmError::UnsupportedArch {
-                    found: format!("{other:?}"),
-                });
+                return Err(DisasmError::UnsupportedArch { found: format!("{other:?}") });
             }
         };
         let endian = file.endian();
@@ -300,12 +281,7 @@ impl<'a> Code<'a> {
             }
         }
         functions.sort_by_key(|function| function.range.start);
-        let code = Code {
-            arch,
-            segments,
-            starts: functions.iter().map(|f| f.range.start).collect(),
-            functions,
-        };
+        let code = Code { arch, segments, starts: functions.iter().map(|f| f.range.start).collect(), functions };
         code.check_cover()?;
         Ok(code)
     }
@@ -328,18 +304,13 @@ impl<'a> Code<'a> {
         }
         for function in &self.functions {
             if self.bytes_of(&function.range).is_none() {
-                return Err(DisasmError::Unmapped {
-                    function: function.name.clone(),
-                    address: function.range.start,
-                });
+                return Err(DisasmError::Unmapped { function: function.name.clone(), address: function.range.start });
             }
         }
         for segment in &self.segments {
             let end = segment.address.saturating_add(segment.bytes.len() as u64);
             let mut at = segment.address;
-            let inside = |function: &&Function| {
-                function.range.start >= segment.address && function.range.end <= end
-            };
+            let inside = |function: &&Function| function.range.start >= segment.address && function.range.end <= end;
             for function in self.functions.iter().filter(inside) {
                 self.check_filler(segment, at..function.range.start)?;
                 at = function.range.end;
@@ -359,10 +330,7 @@ impl<'a> Code<'a> {
         if gap.iter().all(|byte| filler.contains(byte)) {
             Ok(())
         } else {
-            Err(DisasmError::Uncovered {
-                address: range.start,
-                bytes: range.end - range.start,
-            })
+            Err(DisasmError::Uncovered { address: range.start, bytes: range.end - range.start })
         }
     }
 
@@ -414,9 +382,7 @@ impl<'a> Code<'a> {
                 continue;
             }
             let at = (address - function.range.start) as usize;
-            let decoded = bytes
-                .get(at..)
-                .and_then(|rest| decode(self.arch, rest, address));
+            let decoded = bytes.get(at..).and_then(|rest| decode(self.arch, rest, address));
             let Some(decoded) = decoded else {
                 walk.undecodable.insert(address);
                 continue;

@@ -35,13 +35,7 @@ pub const DOT_4BIT_STEPS: usize = 136;
 /// their full ranges.
 ///
 /// A product lies in [-32640, 32385] and so is exact in 16 bits; the four are added in 32 bits.
-pub fn emit_dot(
-    b: &mut FunctionBuilder,
-    dot: Dot,
-    acc: Value,
-    unsigned: Value,
-    signed: Value,
-) -> Value {
+pub fn emit_dot(b: &mut FunctionBuilder, dot: Dot, acc: Value, unsigned: Value, signed: Value) -> Value {
     match dot {
         Dot::Vnni => unsigned_tree(b, acc, unsigned, signed, Order::SignedFirst),
         Dot::Usdot | Dot::Widening => unsigned_tree(b, acc, unsigned, signed, Order::UnsignedFirst),
@@ -63,18 +57,10 @@ pub fn emit_dot(
 
 /// [`emit_dot`] where every unsigned byte is below 128, as a 4-bit or 7-bit activation is. One
 /// instruction for [`Dot::Sdot`] too.
-pub fn emit_dot_7bit(
-    b: &mut FunctionBuilder,
-    dot: Dot,
-    acc: Value,
-    unsigned: Value,
-    signed: Value,
-) -> Value {
+pub fn emit_dot_7bit(b: &mut FunctionBuilder, dot: Dot, acc: Value, unsigned: Value, signed: Value) -> Value {
     match dot {
         Dot::Sdot => signed_tree(b, acc, unsigned, signed),
-        Dot::Vnni | Dot::Usdot | Dot::Pmaddwd | Dot::Widening => {
-            emit_dot(b, dot, acc, unsigned, signed)
-        }
+        Dot::Vnni | Dot::Usdot | Dot::Pmaddwd | Dot::Widening => emit_dot(b, dot, acc, unsigned, signed),
     }
 }
 
@@ -84,13 +70,7 @@ pub fn emit_dot_7bit(
 /// On [`Dot::Vnni`] this takes two dot products. Where one operand is constant it is cheaper to add
 /// 128 to the other (`bxor` with 0x80), use [`emit_dot`], and start the accumulator from
 /// `-128 * sum(constant)`.
-pub fn emit_dot_signed(
-    b: &mut FunctionBuilder,
-    dot: Dot,
-    acc: Value,
-    left: Value,
-    right: Value,
-) -> Value {
+pub fn emit_dot_signed(b: &mut FunctionBuilder, dot: Dot, acc: Value, left: Value, right: Value) -> Value {
     match dot {
         Dot::Sdot | Dot::Usdot | Dot::Widening => signed_tree(b, acc, left, right),
         Dot::Pmaddwd => {
@@ -128,13 +108,7 @@ pub fn emit_pair_dot(b: &mut FunctionBuilder, acc: Value, x: Value, y: Value) ->
 ///
 /// Here [`Dot::Widening`] too belongs to aarch64 only: x86 has no multiplication of 8-bit lanes, and
 /// compiling it there fails.
-pub fn emit_dot_4bit(
-    b: &mut FunctionBuilder,
-    dot: Dot,
-    acc16: Value,
-    unsigned: Value,
-    signed: Value,
-) -> Value {
+pub fn emit_dot_4bit(b: &mut FunctionBuilder, dot: Dot, acc16: Value, unsigned: Value, signed: Value) -> Value {
     let pairs = match dot {
         // Cannot saturate: a pair is at most 240 in magnitude.
         Dot::Vnni | Dot::Pmaddwd => b.ins().x86_pmaddubsw(signed, unsigned),
@@ -162,13 +136,7 @@ enum Order {
     UnsignedFirst,
 }
 
-fn unsigned_tree(
-    b: &mut FunctionBuilder,
-    acc: Value,
-    unsigned: Value,
-    signed: Value,
-    order: Order,
-) -> Value {
+fn unsigned_tree(b: &mut FunctionBuilder, acc: Value, unsigned: Value, signed: Value, order: Order) -> Value {
     let (u_low, u_high) = (b.ins().uwiden_low(unsigned), b.ins().uwiden_high(unsigned));
     let (s_low, s_high) = (b.ins().swiden_low(signed), b.ins().swiden_high(signed));
     let (low, high) = match order {
@@ -197,12 +165,7 @@ fn add_quads(b: &mut FunctionBuilder, acc: Value, low: Value, high: Value) -> Va
     b.ins().iadd(quads, acc)
 }
 
-fn pmaddwd_dot(
-    b: &mut FunctionBuilder,
-    acc: Value,
-    (left_low, left_high): (Value, Value),
-    right: Value,
-) -> Value {
+fn pmaddwd_dot(b: &mut FunctionBuilder, acc: Value, (left_low, left_high): (Value, Value), right: Value) -> Value {
     let (r_low, r_high) = (b.ins().swiden_low(right), b.ins().swiden_high(right));
     let low = pairs(b, left_low, r_low);
     let high = pairs(b, left_high, r_high);

@@ -41,9 +41,7 @@ pub enum LinkError {
         "the object file is {found}; only relocatable 64-bit little-endian ELF for x86-64 and aarch64 can be linked"
     )]
     UnsupportedFile { found: String },
-    #[error(
-        "section `{section}`: {found} cannot be linked; a model consists of code and read-only data"
-    )]
+    #[error("section `{section}`: {found} cannot be linked; a model consists of code and read-only data")]
     UnsupportedSection { section: String, found: String },
     #[error("undefined symbols: {symbols}; a model imports nothing")]
     Undefined { symbols: String },
@@ -51,26 +49,10 @@ pub enum LinkError {
     Duplicate { symbol: String },
     #[error("exported symbols are {found}, and a model exports exactly {expected}")]
     Exports { found: String, expected: String },
-    #[error(
-        "relocation {kind} against `{symbol}` at {section}+{offset:#x} is not supported for {arch}: {reason}"
-    )]
-    UnsupportedRelocation {
-        arch: Arch,
-        kind: String,
-        symbol: String,
-        section: String,
-        offset: u64,
-        reason: String,
-    },
-    #[error(
-        "reference to `{symbol}` at {section}+{offset:#x} is out of reach: {distance} bytes away"
-    )]
-    OutOfReach {
-        symbol: String,
-        section: String,
-        offset: u64,
-        distance: i64,
-    },
+    #[error("relocation {kind} against `{symbol}` at {section}+{offset:#x} is not supported for {arch}: {reason}")]
+    UnsupportedRelocation { arch: Arch, kind: String, symbol: String, section: String, offset: u64, reason: String },
+    #[error("reference to `{symbol}` at {section}+{offset:#x} is out of reach: {distance} bytes away")]
+    OutOfReach { symbol: String, section: String, offset: u64, distance: i64 },
     #[error("`{command}`: {message}")]
     Cc { command: String, message: String },
     #[error("the linked shared object fails its audit: {0}")]

@@ -22,11 +22,7 @@ use thiserror::Error;
 use crate::target::{Target, TargetError};
 
 /// The symbols a compiled model exports, and all that it exports, sorted.
-pub const EXPORTS: [&str; 3] = [
-    abi::MANIFEST_SYMBOL,
-    abi::RUN_SYMBOL,
-    abi::RUN_INTEGER_SYMBOL,
-];
+pub const EXPORTS: [&str; 3] = [abi::MANIFEST_SYMBOL, abi::RUN_SYMBOL, abi::RUN_INTEGER_SYMBOL];
 
 /// Alignment in bytes of every constant, at run time.
 pub const CONSTANT_ALIGN: u64 = abi::ARENA_ALIGN as u64;
@@ -61,29 +57,19 @@ pub enum ObjectError {
 
 /// The linkage to declare `symbol` with: exported for the ABI's own symbols, local for all others.
 pub fn linkage(symbol: &str) -> Linkage {
-    if EXPORTS.contains(&symbol) {
-        Linkage::Export
-    } else {
-        Linkage::Local
-    }
+    if EXPORTS.contains(&symbol) { Linkage::Export } else { Linkage::Local }
 }
 
 /// An empty position-independent object file for `target`. `name` goes into its file symbol.
 pub fn object_module(target: &Target, name: &str) -> Result<ObjectModule, ObjectError> {
-    let builder = ObjectBuilder::new(
-        target.isa(true)?,
-        name,
-        cranelift_module::default_libcall_names(),
-    )
-    .map_err(|error| module_error(target, &error))?;
+    let builder = ObjectBuilder::new(target.isa(true)?, name, cranelift_module::default_libcall_names())
+        .map_err(|error| module_error(target, &error))?;
     Ok(ObjectModule::new(builder))
 }
 
 /// The bytes of a finished object file, for [`crate::link::link`].
 pub fn object_bytes(module: ObjectModule) -> Result<Vec<u8>, ObjectError> {
-    module.finish().emit().map_err(|error| ObjectError::Write {
-        message: error.to_string(),
-    })
+    module.finish().emit().map_err(|error| ObjectError::Write { message: error.to_string() })
 }
 
 /// An empty module in this process's memory. `reserve_bytes` bounds code and constants together
@@ -95,10 +81,7 @@ pub fn jit_module(target: &Target, reserve_bytes: usize) -> Result<JITModule, Ob
     if !target.runs_here() {
         let missing = target.missing_here();
         let missing: Vec<_> = missing.iter().map(|feature| feature.name()).collect();
-        return Err(ObjectError::NotRunnable {
-            target: target.name().to_owned(),
-            missing: missing.join(", "),
-        });
+        return Err(ObjectError::NotRunnable { target: target.name().to_owned(), missing: missing.join(", ") });
     }
     if reserve_bytes > JIT_RESERVE_MAX_BYTES {
         return Err(ObjectError::Module {
@@ -106,15 +89,11 @@ pub fn jit_module(target: &Target, reserve_bytes: usize) -> Result<JITModule, Ob
             message: format!("{reserve_bytes} bytes asked for, at most {JIT_RESERVE_MAX_BYTES}"),
         });
     }
-    let memory =
-        ArenaMemoryProvider::new_with_size(reserve_bytes).map_err(|e| ObjectError::Module {
-            target: target.name().to_owned(),
-            message: format!("reserving {reserve_bytes} bytes: {e}"),
-        })?;
-    let mut builder = JITBuilder::with_isa(
-        target.isa(false)?,
-        cranelift_module::default_libcall_names(),
-    );
+    let memory = ArenaMemoryProvider::new_with_size(reserve_bytes).map_err(|e| ObjectError::Module {
+        target: target.name().to_owned(),
+        message: format!("reserving {reserve_bytes} bytes: {e}"),
+    })?;
+    let mut builder = JITBuilder::with_isa(target.isa(false)?, cranelift_module::default_libcall_names());
     builder.memory_provider(Box::new(memory));
     Ok(JITModule::new(builder))
 }
@@ -124,11 +103,7 @@ pub const JIT_RESERVE_MAX_BYTES: usize = 1 << 30;
 
 /// Compiles `ctx` and defines it as `func`. Afterwards `ctx.compiled_code()` is the machine code;
 /// the caller clears the context.
-pub fn define_function<M: Module>(
-    module: &mut M,
-    func: FuncId,
-    ctx: &mut Context,
-) -> Result<(), ObjectError> {
+pub fn define_function<M: Module>(module: &mut M, func: FuncId, ctx: &mut Context) -> Result<(), ObjectError> {
     let declaration = module.declarations().get_function_decl(func);
     let name = declaration.linkage_name(func).into_owned();
     if let Err(error) = module.define_function(func, ctx) {
@@ -136,41 +111,23 @@ pub fn define_function<M: Module>(
             ModuleError::Compilation(error) => pretty_error(&ctx.func, error),
             error => error.to_string(),
         };
-        return Err(ObjectError::Define {
-            symbol: name,
-            message,
-        });
+        return Err(ObjectError::Define { symbol: name, message });
     }
     let Some(code) = ctx.compiled_code() else {
-        return Err(ObjectError::Define {
-            symbol: name,
-            message: "the code generator returned no code".to_owned(),
-        });
+        return Err(ObjectError::Define { symbol: name, message: "the code generator returned no code".to_owned() });
     };
     for reloc in code.buffer.relocs() {
         if let FinalizedRelocTarget::ExternalName(ExternalName::LibCall(call)) = reloc.target {
-            return Err(ObjectError::LibCall {
-                symbol: name,
-                libcall: call,
-            });
+            return Err(ObjectError::LibCall { symbol: name, libcall: call });
         }
     }
     Ok(())
 }
 
 /// Declares and defines read-only bytes under `name`, aligned to [`CONSTANT_ALIGN`].
-pub fn define_constant<M: Module>(
-    module: &mut M,
-    name: &str,
-    bytes: Vec<u8>,
-) -> Result<DataId, ObjectError> {
-    let failed = |error: ModuleError| ObjectError::Define {
-        symbol: name.to_owned(),
-        message: error.to_string(),
-    };
-    let id = module
-        .declare_data(name, linkage(name), false, false)
-        .map_err(failed)?;
+pub fn define_constant<M: Module>(module: &mut M, name: &str, bytes: Vec<u8>) -> Result<DataId, ObjectError> {
+    let failed = |error: ModuleError| ObjectError::Define { symbol: name.to_owned(), message: error.to_string() };
+    let id = module.declare_data(name, linkage(name), false, false).map_err(failed)?;
     let mut data = DataDescription::new();
     data.set_align(CONSTANT_ALIGN);
     data.define(bytes.into_boxed_slice());
@@ -179,10 +136,7 @@ pub fn define_constant<M: Module>(
 }
 
 fn module_error(target: &Target, error: &ModuleError) -> ObjectError {
-    ObjectError::Module {
-        target: target.name().to_owned(),
-        message: error.to_string(),
-    }
+    ObjectError::Module { target: target.name().to_owned(), message: error.to_string() }
 }
 
 /// Callable code. Dropping it frees the memory.
@@ -201,18 +155,10 @@ impl JitCode {
             .map(|(id, declaration)| declaration.linkage_name(id).into_owned())
             .collect();
         if !imported.is_empty() {
-            return Err(ObjectError::Imported {
-                symbols: imported.join(", "),
-            });
+            return Err(ObjectError::Imported { symbols: imported.join(", ") });
         }
-        module
-            .finalize_definitions()
-            .map_err(|error| ObjectError::Write {
-                message: error.to_string(),
-            })?;
-        Ok(JitCode {
-            module: ManuallyDrop::new(module),
-        })
+        module.finalize_definitions().map_err(|error| ObjectError::Write { message: error.to_string() })?;
+        Ok(JitCode { module: ManuallyDrop::new(module) })
     }
 
     /// The address of a function, valid until `self` is dropped.
@@ -249,9 +195,7 @@ mod tests {
         let mut ctx = module.make_context();
         ctx.func.signature.params.push(AbiParam::new(types::I64));
         ctx.func.signature.returns.push(AbiParam::new(types::I32));
-        let id = module
-            .declare_function(name, linkage(name), &ctx.func.signature)
-            .unwrap();
+        let id = module.declare_function(name, linkage(name), &ctx.func.signature).unwrap();
         let mut fctx = FunctionBuilderContext::new();
         let mut b = FunctionBuilder::new(&mut ctx.func, &mut fctx);
         let block = b.create_block();
@@ -263,9 +207,7 @@ mod tests {
         let index = b.block_params(block)[0];
         let offset = b.ins().ishl_imm_u(index, 2);
         let address = b.ins().iadd(base, offset);
-        let value = b
-            .ins()
-            .load(types::I32, MemFlagsData::trusted(), address, 0);
+        let value = b.ins().load(types::I32, MemFlagsData::trusted(), address, 0);
         b.ins().return_(&[value]);
         b.finalize(module.isa().frontend_config());
         define_function(module, id, &mut ctx)?;
@@ -278,8 +220,7 @@ mod tests {
         let (id, data) = define(&mut module, "step.0.pair").unwrap();
         let code = JitCode::finish(module).unwrap();
         // SAFETY: the code was just compiled with this signature and `code` is alive.
-        let run: unsafe extern "C" fn(i64) -> i32 =
-            unsafe { std::mem::transmute(code.function(id)) };
+        let run: unsafe extern "C" fn(i64) -> i32 = unsafe { std::mem::transmute(code.function(id)) };
         // SAFETY: the constant has two elements.
         assert_eq!(unsafe { [run(0), run(1)] }, [7, 9]);
         let (address, len) = code.constant(data);
@@ -288,16 +229,9 @@ mod tests {
 
     #[test]
     fn jit_refuses_what_cannot_run_or_fit() {
-        let other = if cfg!(target_arch = "aarch64") {
-            "x86-64-v2"
-        } else {
-            "aarch64"
-        };
+        let other = if cfg!(target_arch = "aarch64") { "x86-64-v2" } else { "aarch64" };
         let other = Target::parse(other).unwrap();
-        assert!(matches!(
-            jit_module(&other, 1 << 20),
-            Err(ObjectError::NotRunnable { .. })
-        ));
+        assert!(matches!(jit_module(&other, 1 << 20), Err(ObjectError::NotRunnable { .. })));
         let host = Target::host().unwrap();
         let mut module = jit_module(&host, 4096).unwrap();
         assert!(matches!(
@@ -328,9 +262,7 @@ mod tests {
         let signature = &mut ctx.func.signature;
         signature.params.push(AbiParam::new(types::F32));
         signature.returns.push(AbiParam::new(types::F32));
-        let id = module
-            .declare_function("border.fma", Linkage::Local, &ctx.func.signature)
-            .unwrap();
+        let id = module.declare_function("border.fma", Linkage::Local, &ctx.func.signature).unwrap();
         let mut fctx = FunctionBuilderContext::new();
         let mut b = FunctionBuilder::new(&mut ctx.func, &mut fctx);
         let block = b.create_block();
@@ -343,10 +275,7 @@ mod tests {
         b.finalize(module.isa().frontend_config());
         assert!(matches!(
             define_function(&mut module, id, &mut ctx),
-            Err(ObjectError::LibCall {
-                libcall: LibCall::FmaF32,
-                ..
-            })
+            Err(ObjectError::LibCall { libcall: LibCall::FmaF32, .. })
         ));
     }
 }

@@ -39,9 +39,7 @@ impl Arch {
 
     /// The architecture this compiler runs on, if it is one that models can be compiled for.
     pub fn host() -> Option<Arch> {
-        [Arch::X86_64, Arch::Aarch64]
-            .into_iter()
-            .find(|arch| arch.name() == std::env::consts::ARCH)
+        [Arch::X86_64, Arch::Aarch64].into_iter().find(|arch| arch.name() == std::env::consts::ARCH)
     }
 
     fn triple(self) -> &'static str {
@@ -101,14 +99,7 @@ enum Features {
     Listed(&'static [Feature]),
 }
 
-const V3: &[Feature] = &[
-    Feature::Avx2,
-    Feature::Fma,
-    Feature::Popcnt,
-    Feature::Bmi1,
-    Feature::Bmi2,
-    Feature::Lzcnt,
-];
+const V3: &[Feature] = &[Feature::Avx2, Feature::Fma, Feature::Popcnt, Feature::Bmi1, Feature::Bmi2, Feature::Lzcnt];
 
 /// The targets, in the order in which `hawqc targets` lists them.
 pub const ROWS: &[Row] = &[
@@ -208,21 +199,11 @@ pub enum TargetError {
     },
     #[error("CPU feature change `{found}`: write `+feature` or `-feature`, separated by commas")]
     MalformedChange { found: String },
-    #[error(
-        "CPU feature `{feature}` cannot be removed: generated code for {arch} needs at least {minimum}"
-    )]
-    BelowMinimum {
-        feature: Feature,
-        arch: Arch,
-        minimum: String,
-    },
-    #[error(
-        "target `host`: this machine lacks {missing}, which generated code for {arch} always uses"
-    )]
+    #[error("CPU feature `{feature}` cannot be removed: generated code for {arch} needs at least {minimum}")]
+    BelowMinimum { feature: Feature, arch: Arch, minimum: String },
+    #[error("target `host`: this machine lacks {missing}, which generated code for {arch} always uses")]
     HostTooOld { arch: Arch, missing: String },
-    #[error(
-        "architecture `{found}` cannot be compiled for; the architectures are x86_64 and aarch64"
-    )]
+    #[error("architecture `{found}` cannot be compiled for; the architectures are x86_64 and aarch64")]
     UnknownArch { found: String },
     #[error("code generator for {arch}: {message}")]
     Isa { arch: Arch, message: String },
@@ -256,22 +237,12 @@ impl Target {
     }
 
     /// The target a manifest describes.
-    pub fn from_manifest<S: AsRef<str>>(
-        name: &str,
-        arch: &str,
-        features: &[S],
-    ) -> Result<Target, TargetError> {
+    pub fn from_manifest<S: AsRef<str>>(name: &str, arch: &str, features: &[S]) -> Result<Target, TargetError> {
         let arch = [Arch::X86_64, Arch::Aarch64]
             .into_iter()
             .find(|known| known.name() == arch)
-            .ok_or_else(|| TargetError::UnknownArch {
-                found: arch.to_owned(),
-            })?;
-        let mut target = Target {
-            name: name.to_owned(),
-            arch,
-            features: BTreeSet::new(),
-        };
+            .ok_or_else(|| TargetError::UnknownArch { found: arch.to_owned() })?;
+        let mut target = Target { name: name.to_owned(), arch, features: BTreeSet::new() };
         for feature in features {
             target.add(Feature::parse(arch, feature.as_ref())?);
         }
@@ -283,19 +254,13 @@ impl Target {
     /// followed by the difference, e.g. `x86-avx512+avx512vbmi-avx512vnni`.
     pub fn with_changes(&self, changes: &str) -> Result<Target, TargetError> {
         let mut target = self.clone();
-        for change in changes
-            .split(',')
-            .map(str::trim)
-            .filter(|change| !change.is_empty())
-        {
+        for change in changes.split(',').map(str::trim).filter(|change| !change.is_empty()) {
             if let Some(name) = change.strip_prefix('+') {
                 target.add(Feature::parse(self.arch, name)?);
             } else if let Some(name) = change.strip_prefix('-') {
                 target.remove(Feature::parse(self.arch, name)?)?;
             } else {
-                return Err(TargetError::MalformedChange {
-                    found: change.to_owned(),
-                });
+                return Err(TargetError::MalformedChange { found: change.to_owned() });
             }
         }
         for feature in target.features.difference(&self.features) {
@@ -326,15 +291,9 @@ impl Target {
             });
         }
         self.features.remove(&feature);
-        let dependents: Vec<_> = self
-            .features
-            .iter()
-            .copied()
-            .filter(|present| present.requires().contains(&feature))
-            .collect();
-        dependents
-            .into_iter()
-            .try_for_each(|dependent| self.remove(dependent))
+        let dependents: Vec<_> =
+            self.features.iter().copied().filter(|present| present.requires().contains(&feature)).collect();
+        dependents.into_iter().try_for_each(|dependent| self.remove(dependent))
     }
 
     /// The name for people and manifests.
@@ -366,11 +325,7 @@ impl Target {
 
     /// The target's features that the machine this compiler runs on lacks.
     pub fn missing_here(&self) -> Vec<Feature> {
-        self.features
-            .iter()
-            .copied()
-            .filter(|feature| !feature.detected())
-            .collect()
+        self.features.iter().copied().filter(|feature| !feature.detected()).collect()
     }
 
     /// The fastest way this target has to form 8-bit dot products in 128-bit vectors.
@@ -388,10 +343,7 @@ impl Target {
     /// Cranelift's code generator for exactly this target's features, whatever the build machine
     /// has. An object for a shared library needs `pic`; the JIT needs the opposite.
     pub(crate) fn isa(&self, pic: bool) -> Result<OwnedTargetIsa, TargetError> {
-        let failed = |message: String| TargetError::Isa {
-            arch: self.arch,
-            message,
-        };
+        let failed = |message: String| TargetError::Isa { arch: self.arch, message };
         let mut shared = settings::builder();
         for (name, value) in [
             ("opt_level", "speed"),
@@ -403,22 +355,16 @@ impl Target {
             // 64 bytes, a cache line; without it x86-64 functions are not aligned at all.
             ("log2_min_function_alignment", "6"),
         ] {
-            shared
-                .set(name, value)
-                .map_err(|error| failed(format!("setting {name}: {error}")))?;
+            shared.set(name, value).map_err(|error| failed(format!("setting {name}: {error}")))?;
         }
-        let mut builder =
-            isa::lookup_by_name(self.arch.triple()).map_err(|error| failed(error.to_string()))?;
-        for flag in Feature::of(self.arch).filter_map(|f| Some((f.cranelift_flag()?, self.has(f))))
-        {
+        let mut builder = isa::lookup_by_name(self.arch.triple()).map_err(|error| failed(error.to_string()))?;
+        for flag in Feature::of(self.arch).filter_map(|f| Some((f.cranelift_flag()?, self.has(f)))) {
             let (name, present) = flag;
             builder
                 .set(name, if present { "true" } else { "false" })
                 .map_err(|error| failed(format!("setting {name}: {error}")))?;
         }
-        let isa: Arc<_> = builder
-            .finish(settings::Flags::new(shared))
-            .map_err(|error| failed(error.to_string()))?;
+        let isa: Arc<_> = builder.finish(settings::Flags::new(shared)).map_err(|error| failed(error.to_string()))?;
         Ok(isa)
     }
 }
@@ -434,15 +380,9 @@ impl Row {
     /// architecture that cannot be compiled for.
     pub fn target(&self) -> Result<Target, TargetError> {
         let Some(arch) = self.arch.or(Arch::host()) else {
-            return Err(TargetError::UnknownArch {
-                found: std::env::consts::ARCH.to_owned(),
-            });
+            return Err(TargetError::UnknownArch { found: std::env::consts::ARCH.to_owned() });
         };
-        let mut target = Target {
-            name: self.name.to_owned(),
-            arch,
-            features: BTreeSet::new(),
-        };
+        let mut target = Target { name: self.name.to_owned(), arch, features: BTreeSet::new() };
         match self.features {
             Features::Listed(listed) => listed.iter().for_each(|&feature| target.add(feature)),
             Features::Detected => {
@@ -450,17 +390,9 @@ impl Row {
                 // left out, which keeps the set closed.
                 let detected = |feature: &Feature| detected_with_requirements(*feature);
                 target.features = Feature::of(arch).filter(detected).collect();
-                let missing: Vec<_> = arch
-                    .minimum()
-                    .iter()
-                    .copied()
-                    .filter(|feature| !target.has(*feature))
-                    .collect();
+                let missing: Vec<_> = arch.minimum().iter().copied().filter(|feature| !target.has(*feature)).collect();
                 if !missing.is_empty() {
-                    return Err(TargetError::HostTooOld {
-                        arch,
-                        missing: names(missing),
-                    });
+                    return Err(TargetError::HostTooOld { arch, missing: names(missing) });
                 }
             }
         }
@@ -469,11 +401,7 @@ impl Row {
 }
 
 fn detected_with_requirements(feature: Feature) -> bool {
-    feature.detected()
-        && feature
-            .requires()
-            .iter()
-            .all(|&required| detected_with_requirements(required))
+    feature.detected() && feature.requires().iter().all(|&required| detected_with_requirements(required))
 }
 
 fn names(features: impl IntoIterator<Item = Feature>) -> String {
@@ -483,10 +411,7 @@ fn names(features: impl IntoIterator<Item = Feature>) -> String {
 
 /// " (did you mean `x`?)" for the nearest valid name, or nothing if none is near.
 fn suggestion(found: &str, valid: &[&str]) -> String {
-    let nearest = valid
-        .iter()
-        .map(|name| (edit_distance(found, name), *name))
-        .min();
+    let nearest = valid.iter().map(|name| (edit_distance(found, name), *name)).min();
     match nearest {
         Some((distance, name)) if distance <= 1 + found.chars().count() / 4 => {
             format!(" (did you mean `{name}`?)")

@@ -69,11 +69,7 @@ fn class(word: u32) -> Option<Class> {
         0b0000..=0b0011 => None,
         0b0101 | 0b1101 => {
             let is_division = word & 0x7FE0_F800 == 0x1AC0_0800;
-            Some(if is_division {
-                Class::Division
-            } else {
-                Class::Other
-            })
+            Some(if is_division { Class::Division } else { Class::Other })
         }
         0b0111 | 0b1111 => {
             let scalar_float = word & 0x5E00_0000 == 0x1E00_0000;
@@ -99,8 +95,7 @@ fn scalar_is_float(word: u32) -> bool {
     if field(word, 10, 6) == 0 {
         // Between general and vector registers: all convert but fmov.
         let (kind, rmode, opcode) = (field(word, 22, 2), field(word, 19, 2), field(word, 16, 3));
-        let fmov =
-            matches!(opcode, 0b110 | 0b111) && (rmode == 0b00 || (rmode == 0b01 && kind == 0b10));
+        let fmov = matches!(opcode, 0b110 | 0b111) && (rmode == 0b00 || (rmode == 0b01 && kind == 0b10));
         return !fmov;
     }
     if field(word, 10, 5) == 0b10000 {
@@ -131,9 +126,7 @@ fn vector_is_float(word: u32) -> bool {
         // Three registers of the same type.
         (true, true) => field(word, 11, 5) >= 0b11000,
         (true, false) if bit(11) => match field(word, 17, 4) {
-            0b0000 => {
-                matches!(opcode5, 0b01100..=0b01111 | 0b10110 | 0b10111) || opcode5 >= 0b11000
-            }
+            0b0000 => matches!(opcode5, 0b01100..=0b01111 | 0b10110 | 0b10111) || opcode5 >= 0b11000,
             // Across lanes, and pairwise in the scalar form.
             0b1000 => matches!(opcode5, 0b01100 | 0b01101 | 0b01111),
             0b1100 => true, // two registers, half precision
@@ -153,11 +146,11 @@ fn vector_is_float(word: u32) -> bool {
 /// Vector by indexed element.
 fn element_is_float(u: u32, size: u32, opcode: u32) -> bool {
     match opcode {
-        0b0001 | 0b0101 | 0b1001 => true, // fmla, fmls, fmul; fcmla
-        0b0011 | 0b0111 => u == 1,        // fcmla
-        0b0000 | 0b0100 => u == 0,        // fmlal, fmlsl
+        0b0001 | 0b0101 | 0b1001 => true,          // fmla, fmls, fmul; fcmla
+        0b0011 | 0b0111 => u == 1,                 // fcmla
+        0b0000 | 0b0100 => u == 0,                 // fmlal, fmlsl
         0b1000 | 0b1100 => u == 1 && size == 0b10, // fmlal2, fmlsl2
-        0b1111 => u == 0 && size & 1 == 1, // bfdot, bfmlal
+        0b1111 => u == 0 && size & 1 == 1,         // bfdot, bfmlal
         _ => false,
     }
 }
@@ -266,9 +259,7 @@ mod tests {
         let (mut compared, mut floats, mut divisions, mut wrong) = (0, 0, 0, Vec::new());
         for line in text.lines() {
             let mut columns = line.split('\t');
-            let (Some(_), Some(word), Some(name)) =
-                (columns.next(), columns.next(), columns.next())
-            else {
+            let (Some(_), Some(word), Some(name)) = (columns.next(), columns.next(), columns.next()) else {
                 continue;
             };
             let word = u32::from_str_radix(word.trim(), 16).unwrap();
@@ -287,12 +278,7 @@ mod tests {
             }
         }
         wrong.sort_by_key(|line| line.split(' ').nth(1).map(str::to_owned));
-        assert!(
-            wrong.is_empty(),
-            "{} {:#?}",
-            wrong.len(),
-            &wrong[..wrong.len().min(60)]
-        );
+        assert!(wrong.is_empty(), "{} {:#?}", wrong.len(), &wrong[..wrong.len().min(60)]);
         assert!(compared > 50_000, "{compared}");
         assert!(floats > 10_000 && divisions > 100, "{floats} {divisions}");
     }

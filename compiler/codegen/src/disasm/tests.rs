@@ -49,10 +49,7 @@ fn floats_and_divisions_are_found_outside_the_border_only() {
                 b.ins().store(flags, y, p, 0);
             });
             let report = audit_integer_only(&bytes).unwrap();
-            let floats = report
-                .findings
-                .iter()
-                .filter(|f| f.problem == Problem::Float);
+            let floats = report.findings.iter().filter(|f| f.problem == Problem::Float);
             assert_eq!(floats.count(), usize::from(found), "{target} {prefix}");
 
             let bytes = with_function(&target, &format!("{prefix}divide"), |b, p| {
@@ -63,11 +60,7 @@ fn floats_and_divisions_are_found_outside_the_border_only() {
                 b.ins().store(flags, z, p, 0);
             });
             let report = audit_integer_only(&bytes).unwrap();
-            assert_eq!(
-                report.findings.len(),
-                usize::from(found),
-                "{target} {prefix}"
-            );
+            assert_eq!(report.findings.len(), usize::from(found), "{target} {prefix}");
             for finding in report.findings {
                 assert_eq!(finding.problem, Problem::Division);
                 assert_eq!(finding.function, format!("{prefix}divide"));
@@ -83,10 +76,7 @@ fn computed_jumps_are_found() {
             let index = b.ins().load(types::I32, MemFlagsData::trusted(), p, 0);
             let blocks: Vec<_> = (0..5).map(|_| b.create_block()).collect();
             let end = b.create_block();
-            let calls: Vec<_> = blocks
-                .iter()
-                .map(|block| b.func.dfg.block_call(*block, &[]))
-                .collect();
+            let calls: Vec<_> = blocks.iter().map(|block| b.func.dfg.block_call(*block, &[])).collect();
             let default = b.func.dfg.block_call(end, &[]);
             let table = b.create_jump_table(JumpTableData::new(default, &calls));
             b.ins().br_table(index, table);
@@ -99,10 +89,7 @@ fn computed_jumps_are_found() {
             b.switch_to_block(end);
         });
         let report = audit_integer_only(&bytes).unwrap();
-        let jumps = report
-            .findings
-            .iter()
-            .filter(|finding| finding.problem == Problem::ComputedJump);
+        let jumps = report.findings.iter().filter(|finding| finding.problem == Problem::ComputedJump);
         assert_eq!(jumps.count(), 1, "{target}: {:#?}", report.findings);
     }
 }
@@ -119,27 +106,18 @@ fn features_beyond_the_target_are_found() {
         let judged = Target::parse(judged).unwrap();
         let report = audit_features(&link_own(&sample::object(&built)), &judged).unwrap();
         let wanted = Problem::Feature(feature.to_owned());
-        let found = report
-            .findings
-            .iter()
-            .any(|finding| finding.problem == wanted);
+        let found = report.findings.iter().any(|finding| finding.problem == wanted);
         assert!(found, "{built} on {judged}: {:#?}", report.findings);
     }
     let arm = link_own(&sample::object(&Target::parse("aarch64").unwrap()));
     let other = Target::parse("x86-64-v3").unwrap();
-    assert!(matches!(
-        audit_features(&arm, &other),
-        Err(DisasmError::OtherArch { .. })
-    ));
+    assert!(matches!(audit_features(&arm, &other), Err(DisasmError::OtherArch { .. })));
 }
 
 /// The offset in the file of a function's code, from its symbol (addresses equal offsets).
 fn code_of(bytes: &[u8], name: &str) -> Range<usize> {
     let file = ElfFile64::<Endianness>::parse(bytes).unwrap();
-    let symbol = file
-        .symbols()
-        .find(|symbol| symbol.name() == Ok(name))
-        .unwrap();
+    let symbol = file.symbols().find(|symbol| symbol.name() == Ok(name)).unwrap();
     let start = symbol.address() as usize;
     start..start + symbol.size() as usize
 }
@@ -175,10 +153,7 @@ fn hidden_code_is_found() {
     let gap = ends.into_iter().find(|end| bytes[*end] == 0xCC).unwrap();
     let mut changed = bytes.clone();
     changed[gap] = 0xF4;
-    assert!(matches!(
-        audit_integer_only(&changed),
-        Err(DisasmError::Uncovered { .. })
-    ));
+    assert!(matches!(audit_integer_only(&changed), Err(DisasmError::Uncovered { .. })));
 }
 
 #[test]

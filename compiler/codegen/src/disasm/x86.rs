@@ -10,10 +10,7 @@
 //!
 //! Integer division is `div` and `idiv`.
 
-use iced_x86::{
-    CpuidFeature, Decoder, DecoderOptions, FlowControl, Formatter, Instruction, IntelFormatter,
-    Mnemonic,
-};
+use iced_x86::{CpuidFeature, Decoder, DecoderOptions, FlowControl, Formatter, Instruction, IntelFormatter, Mnemonic};
 
 use super::{Class, Decoded, Flow, Need};
 use crate::target::Feature;
@@ -126,16 +123,10 @@ pub(super) fn class(mnemonic: Mnemonic, cpuid: &[CpuidFeature]) -> Class {
         return Class::Other;
     }
     let plain = name.strip_prefix('v').unwrap_or(&name);
-    let float_name = ["ps", "pd", "ss", "sd", "ph", "sh", "bf16"]
-        .iter()
-        .any(|suffix| plain.ends_with(suffix))
+    let float_name = ["ps", "pd", "ss", "sd", "ph", "sh", "bf16"].iter().any(|suffix| plain.ends_with(suffix))
         || plain.contains("cvt");
     let integer_matrix = plain.starts_with("tdpb") && plain.ends_with('d');
-    if float_name && !integer_matrix && !BIT_MOVES.contains(&plain) {
-        Class::Float
-    } else {
-        Class::Other
-    }
+    if float_name && !integer_matrix && !BIT_MOVES.contains(&plain) { Class::Float } else { Class::Other }
 }
 
 fn needs(cpuid: &[CpuidFeature]) -> Vec<Need> {
@@ -199,13 +190,8 @@ mod tests {
     /// for moves; iced's operand table is a second opinion on the rule by name.
     #[test]
     fn rule_by_name_agrees_with_operand_types() {
-        let float_types = [
-            MemorySize::Float16,
-            MemorySize::Float32,
-            MemorySize::Float64,
-            MemorySize::Float80,
-            MemorySize::BFloat16,
-        ];
+        let float_types =
+            [MemorySize::Float16, MemorySize::Float32, MemorySize::Float64, MemorySize::Float80, MemorySize::BFloat16];
         // Moves and permutes whose names have no suffix of a type.
         let moves = [
             "vbroadcastf",

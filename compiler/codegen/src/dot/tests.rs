@@ -1,8 +1,7 @@
 use super::*;
 use crate::link::{LinkWith, emulate::emulate, link, sample};
 use crate::object::{
-    EXPORTS, JitCode, define_constant, define_function, jit_module, linkage, object_bytes,
-    object_module,
+    EXPORTS, JitCode, define_constant, define_function, jit_module, linkage, object_bytes, object_module,
 };
 use crate::target::{Arch, ROWS, Target};
 use cranelift_codegen::Context;
@@ -25,9 +24,7 @@ fn define<M: Module>(module: &mut M, dot: Dot, emit: Emit) -> (FuncId, Context) 
     ctx.set_disasm(true);
     ctx.func.signature.params.push(AbiParam::new(types::I64));
     let name = "step.0.dot";
-    let id = module
-        .declare_function(name, linkage(name), &ctx.func.signature)
-        .unwrap();
+    let id = module.declare_function(name, linkage(name), &ctx.func.signature).unwrap();
     let mut fctx = FunctionBuilderContext::new();
     let mut b = FunctionBuilder::new(&mut ctx.func, &mut fctx);
     let block = b.create_block();
@@ -82,13 +79,10 @@ fn target(name: &str) -> Target {
 /// Instructions that do arithmetic: all but moves, frame set-up and `ret`.
 fn arithmetic(mnemonics: &[String]) -> usize {
     let moves = [
-        "push", "pop", "mov", "movdqu", "vmovdqu", "movups", "vmovups", "movdqa", "vmovdqa",
-        "movaps", "vmovaps", "ldr", "str", "stp", "ldp", "ret", "movupd", "vmovupd",
+        "push", "pop", "mov", "movdqu", "vmovdqu", "movups", "vmovups", "movdqa", "vmovdqa", "movaps", "vmovaps",
+        "ldr", "str", "stp", "ldp", "ret", "movupd", "vmovupd",
     ];
-    mnemonics
-        .iter()
-        .filter(|name| !moves.contains(&name.as_str()))
-        .count()
+    mnemonics.iter().filter(|name| !moves.contains(&name.as_str())).count()
 }
 
 #[test]
@@ -120,11 +114,7 @@ fn dot_folds_to_few_instructions() {
         let code = mnemonics(&target, target.dot(), emit_dot_signed);
         assert_eq!(count(&code, "vpdpbusd"), 2, "{name}: {code:?}");
     }
-    for (name, multiply) in [
-        ("x86-64-v2", "pmaddwd"),
-        ("x86-64-v3", "vpmaddwd"),
-        ("x86-avx512-novnni", "vpmaddwd"),
-    ] {
+    for (name, multiply) in [("x86-64-v2", "pmaddwd"), ("x86-64-v3", "vpmaddwd"), ("x86-avx512-novnni", "vpmaddwd")] {
         let target = target(name);
         for emit in [emit_dot as Emit, emit_dot_signed] {
             let code = mnemonics(&target, target.dot(), emit);
@@ -186,11 +176,7 @@ impl Runner {
     fn new(target: &Target, dot: Dot, emit: Emit) -> Runner {
         let mut module = jit_module(target, 1 << 20).unwrap();
         let (id, _) = define(&mut module, dot, emit);
-        Runner {
-            name: format!("{target} {dot:?}"),
-            code: JitCode::finish(module).unwrap(),
-            id,
-        }
+        Runner { name: format!("{target} {dot:?}"), code: JitCode::finish(module).unwrap(), id }
     }
 
     /// Every target this machine can run, with its own strategy and with the generic one.
@@ -223,8 +209,7 @@ impl Runner {
         memory[16..32].copy_from_slice(&left);
         memory[32..48].copy_from_slice(&right);
         // SAFETY: compiled with this signature, and `self.code` is alive.
-        let run: unsafe extern "C" fn(*mut u8) =
-            unsafe { std::mem::transmute(self.code.function(self.id)) };
+        let run: unsafe extern "C" fn(*mut u8) = unsafe { std::mem::transmute(self.code.function(self.id)) };
         // SAFETY: the function reads and writes within these 64 bytes.
         unsafe { run(memory.as_mut_ptr()) };
         std::array::from_fn(|lane| {
@@ -235,18 +220,10 @@ impl Runner {
 }
 
 fn expected(acc: [i32; 4], products: impl Fn(usize) -> i32) -> [i32; 4] {
-    std::array::from_fn(|lane| {
-        (4 * lane..4 * lane + 4).fold(acc[lane], |sum, i| sum.wrapping_add(products(i)))
-    })
+    std::array::from_fn(|lane| (4 * lane..4 * lane + 4).fold(acc[lane], |sum, i| sum.wrapping_add(products(i))))
 }
 
-fn check(
-    runners: &[Runner],
-    acc: [i32; 4],
-    left: [u8; 16],
-    right: [u8; 16],
-    product: fn(u8, u8) -> i32,
-) {
+fn check(runners: &[Runner], acc: [i32; 4], left: [u8; 16], right: [u8; 16], product: fn(u8, u8) -> i32) {
     let expected = expected(acc, |i| product(left[i], right[i]));
     for runner in runners {
         let found = runner.run(acc, left, right);
@@ -254,11 +231,7 @@ fn check(
     }
 }
 
-const ACCS: [[i32; 4]; 3] = [
-    [0; 4],
-    [i32::MAX, i32::MIN, -1, 1],
-    [1 << 24, -(1 << 24), 32767, -32768],
-];
+const ACCS: [[i32; 4]; 3] = [[0; 4], [i32::MAX, i32::MIN, -1, 1], [1 << 24, -(1 << 24), 32767, -32768]];
 
 /// Every pair of `left` and `right` values, alone in all lanes and mixed with its neighbours.
 fn check_grid(runners: &[Runner], left: &[u8], right: &[u8], product: fn(u8, u8) -> i32) {
@@ -293,37 +266,20 @@ fn dot_is_exact_at_the_extremes() {
 
 #[test]
 fn seven_bit_dot_is_exact_at_the_extremes() {
-    check_grid(
-        &Runner::all(emit_dot_7bit),
-        &UNSIGNED[..6],
-        &SIGNED,
-        unsigned_product,
-    );
+    check_grid(&Runner::all(emit_dot_7bit), &UNSIGNED[..6], &SIGNED, unsigned_product);
 }
 
 #[test]
 fn signed_dot_is_exact_at_the_extremes() {
-    check_grid(
-        &Runner::all(emit_dot_signed),
-        &SIGNED,
-        &SIGNED,
-        signed_product,
-    );
+    check_grid(&Runner::all(emit_dot_signed), &SIGNED, &SIGNED, signed_product);
 }
 
 #[test]
 fn four_bit_dot_is_exact_at_the_extremes() {
     let signed = [-8i8, -7, -1, 0, 1, 7].map(|value| value as u8);
-    check_grid(
-        &Runner::with(four_bit, false),
-        &[0, 1, 7, 8, 15],
-        &signed,
-        unsigned_product,
-    );
+    check_grid(&Runner::with(four_bit, false), &[0, 1, 7, 8, 15], &signed, unsigned_product);
     let steps = Runner::with(four_bit_steps, false);
-    check_grid(&steps, &[0, 1, 15], &signed, |u, s| {
-        DOT_4BIT_STEPS as i32 * unsigned_product(u, s)
-    });
+    check_grid(&steps, &[0, 1, 15], &signed, |u, s| DOT_4BIT_STEPS as i32 * unsigned_product(u, s));
 }
 
 #[test]
@@ -364,9 +320,7 @@ fn four_bit_signed(byte: u8) -> u8 {
 #[test]
 fn aarch64_is_exact_under_an_emulator() {
     const BLOCKS: usize = 36;
-    let lane = |values: &[u8], block: usize, i: usize| {
-        values[(block + i * (1 + block % 5)) % values.len()]
-    };
+    let lane = |values: &[u8], block: usize, i: usize| values[(block + i * (1 + block % 5)) % values.len()];
     let mut input = Vec::new();
     let mut blocks = Vec::new();
     for block in 0..BLOCKS {
@@ -387,19 +341,11 @@ fn aarch64_is_exact_under_an_emulator() {
         (emit_dot, 16, 32, unsigned_product),
         (emit_dot_7bit, 48, 32, |u, s| unsigned_product(u & 127, s)),
         (emit_dot_signed, 16, 32, signed_product),
-        (four_bit, 64, 80, |u, s| {
-            unsigned_product(u & 15, four_bit_signed(s))
-        }),
-        (four_bit_steps, 64, 80, |u, s| {
-            DOT_4BIT_STEPS as i32 * unsigned_product(u & 15, four_bit_signed(s))
-        }),
+        (four_bit, 64, 80, |u, s| unsigned_product(u & 15, four_bit_signed(s))),
+        (four_bit_steps, 64, 80, |u, s| DOT_4BIT_STEPS as i32 * unsigned_product(u & 15, four_bit_signed(s))),
     ];
     let plain = target("aarch64");
-    for target in [
-        plain.clone(),
-        target("aarch64-dotprod"),
-        plain.with_changes("+i8mm").unwrap(),
-    ] {
+    for target in [plain.clone(), target("aarch64-dotprod"), plain.with_changes("+i8mm").unwrap()] {
         let mut module = object_module(&target, "dot").unwrap();
         let [manifest, run, run_integer] = EXPORTS;
         define_constant(&mut module, manifest, vec![0]).unwrap();
@@ -422,9 +368,7 @@ fn aarch64_is_exact_under_an_emulator() {
         if !emulate(&shared, &input, &mut output) {
             return;
         }
-        let mut found = output
-            .chunks_exact(4)
-            .map(|word| i32::from_le_bytes(word.try_into().unwrap()));
+        let mut found = output.chunks_exact(4).map(|word| i32::from_le_bytes(word.try_into().unwrap()));
         for (block, (acc, left, right)) in blocks.iter().enumerate() {
             for (i, (.., product)) in functions.iter().enumerate() {
                 let expected = expected(*acc, |lane| product(left[lane], right[lane]));

@@ -50,10 +50,7 @@ const HARMLESS_TAGS: &[i64] = &[
 /// Tags with a flag word whose meaning is checked by value: binding symbols within the file is
 /// harmless.
 const FLAG_TAGS: &[(i64, u64)] = &[
-    (
-        elf::DT_FLAGS,
-        elf::DF_SYMBOLIC as u64 | elf::DF_BIND_NOW as u64,
-    ),
+    (elf::DT_FLAGS, elf::DF_SYMBOLIC as u64 | elf::DF_BIND_NOW as u64),
     (elf::DT_FLAGS_1, elf::DF_1_NOW as u64),
     (elf::DT_SYMBOLIC, u64::MAX),
 ];
@@ -61,15 +58,10 @@ const FLAG_TAGS: &[(i64, u64)] = &[
 /// Checks that a shared object imports nothing, exports exactly the ABI's symbols, needs nothing from
 /// the dynamic linker but to be mapped, and maps nothing writable and executable.
 pub fn audit_shared_object(bytes: &[u8]) -> Result<(), AuditError> {
-    let malformed = |error: object::read::Error| AuditError::Malformed {
-        message: error.to_string(),
-    };
+    let malformed = |error: object::read::Error| AuditError::Malformed { message: error.to_string() };
     let file = ElfFile64::<Endianness>::parse(bytes).map_err(malformed)?;
     let known = [object::Architecture::X86_64, object::Architecture::Aarch64];
-    if file.kind() != object::ObjectKind::Dynamic
-        || !file.is_little_endian()
-        || !known.contains(&file.architecture())
-    {
+    if file.kind() != object::ObjectKind::Dynamic || !file.is_little_endian() || !known.contains(&file.architecture()) {
         return Err(AuditError::NotASharedObject);
     }
     audit_symbols(&file)?;
@@ -82,20 +74,14 @@ pub fn audit_shared_object(bytes: &[u8]) -> Result<(), AuditError> {
             audit_dynamic(endian, entries)?;
         }
     }
-    if found_dynamic {
-        Ok(())
-    } else {
-        Err(AuditError::NoDynamic)
-    }
+    if found_dynamic { Ok(()) } else { Err(AuditError::NoDynamic) }
 }
 
 fn audit_symbols(file: &ElfFile64<'_, Endianness>) -> Result<(), AuditError> {
     let mut imports = Vec::new();
     let mut exports = Vec::new();
     for symbol in file.dynamic_symbols() {
-        let name = symbol.name().map_err(|error| AuditError::Malformed {
-            message: error.to_string(),
-        })?;
+        let name = symbol.name().map_err(|error| AuditError::Malformed { message: error.to_string() })?;
         if symbol.is_undefined() {
             imports.push(name);
         } else if symbol.is_global() {
@@ -103,16 +89,11 @@ fn audit_symbols(file: &ElfFile64<'_, Endianness>) -> Result<(), AuditError> {
         }
     }
     if !imports.is_empty() {
-        return Err(AuditError::Imports {
-            symbols: imports.join(", "),
-        });
+        return Err(AuditError::Imports { symbols: imports.join(", ") });
     }
     exports.sort_unstable();
     if exports != EXPORTS {
-        return Err(AuditError::Exports {
-            found: exports.join(", "),
-            expected: EXPORTS.join(", "),
-        });
+        return Err(AuditError::Exports { found: exports.join(", "), expected: EXPORTS.join(", ") });
     }
     Ok(())
 }
@@ -126,13 +107,10 @@ fn audit_segments(file: &ElfFile64<'_, Endianness>) -> Result<(), AuditError> {
                 return Err(AuditError::ExecutableStack);
             }
             elf::PT_LOAD if flags & (elf::PF_W | elf::PF_X) == elf::PF_W | elf::PF_X => {
-                return Err(AuditError::WritableCode {
-                    address: segment.p_vaddr(endian),
-                });
+                return Err(AuditError::WritableCode { address: segment.p_vaddr(endian) });
             }
             elf::PT_LOAD | elf::PT_DYNAMIC | elf::PT_PHDR | elf::PT_NOTE => {}
-            elf::PT_GNU_STACK | elf::PT_GNU_RELRO | elf::PT_GNU_EH_FRAME | elf::PT_GNU_PROPERTY => {
-            }
+            elf::PT_GNU_STACK | elf::PT_GNU_RELRO | elf::PT_GNU_EH_FRAME | elf::PT_GNU_PROPERTY => {}
             p_type => return Err(AuditError::Segment { p_type }),
         }
     }
@@ -146,13 +124,9 @@ fn audit_dynamic(endian: Endianness, entries: &[elf::Dyn64<Endianness>]) -> Resu
             break;
         }
         let harmless = HARMLESS_TAGS.contains(&tag);
-        let flags = FLAG_TAGS
-            .iter()
-            .any(|(known, allowed)| *known == tag && value & !allowed == 0);
+        let flags = FLAG_TAGS.iter().any(|(known, allowed)| *known == tag && value & !allowed == 0);
         if !harmless && !flags {
-            return Err(AuditError::Dynamic {
-                tag: tag_name(tag, value),
-            });
+            return Err(AuditError::Dynamic { tag: tag_name(tag, value) });
         }
     }
     Ok(())
@@ -173,8 +147,5 @@ fn tag_name(tag: i64, value: u64) -> String {
         (elf::DT_FINI_ARRAY, "DT_FINI_ARRAY (code run when unloaded)"),
     ];
     let known = names.iter().find(|(known, _)| *known == tag);
-    known.map_or_else(
-        || format!("tag {tag:#x} = {value:#x}"),
-        |(_, name)| (*name).to_owned(),
-    )
+    known.map_or_else(|| format!("tag {tag:#x} = {value:#x}"), |(_, name)| (*name).to_owned())
 }

@@ -10,15 +10,9 @@ use crate::object::EXPORTS;
 pub(super) fn link(command: &str, object: &[u8], soname: &str) -> Result<Vec<u8>, LinkError> {
     // The object is held to the same rules as for the own linker.
     super::input::Input::read(object)?;
-    let failed = |message: String| LinkError::Cc {
-        command: command.to_owned(),
-        message,
-    };
+    let failed = |message: String| LinkError::Cc { command: command.to_owned(), message };
     let folder = tempfile::tempdir().map_err(|error| failed(error.to_string()))?;
-    let (input, output) = (
-        folder.path().join("model.o"),
-        folder.path().join("model.so"),
-    );
+    let (input, output) = (folder.path().join("model.o"), folder.path().join("model.so"));
     let script = folder.path().join("exports.map");
     let exports = format!("{{ global: {}; local: *; }};\n", EXPORTS.join("; "));
     fs::write(&input, object).map_err(|error| failed(error.to_string()))?;

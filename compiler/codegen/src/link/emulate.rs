@@ -12,11 +12,7 @@ use crate::object::EXPORTS;
 /// from `outputs[0]`. False, loudly, where a tool is missing.
 pub(crate) fn emulate(shared: &[u8], input: &[u8], output: &mut [u8]) -> bool {
     let file = ElfFile64::<Endianness>::parse(shared).unwrap();
-    let entry = file
-        .dynamic_symbols()
-        .find(|symbol| symbol.name() == Ok(EXPORTS[2]))
-        .unwrap()
-        .address();
+    let entry = file.dynamic_symbols().find(|symbol| symbol.name() == Ok(EXPORTS[2])).unwrap().address();
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name);
     std::fs::write(path("model.so"), shared).unwrap();
@@ -39,11 +35,7 @@ pub(crate) fn emulate(shared: &[u8], input: &[u8], output: &mut [u8]) -> bool {
         ("qemu-aarch64", &["./start"]),
     ];
     for (command, args) in steps {
-        let Ok(finished) = Command::new(command)
-            .args(args)
-            .current_dir(folder.path())
-            .output()
-        else {
+        let Ok(finished) = Command::new(command).args(args).current_dir(folder.path()).output() else {
             eprintln!("SKIPPED: `{command}` is not installed");
             return false;
         };

@@ -8,8 +8,8 @@ use std::collections::BTreeSet;
 use object::elf;
 use object::read::elf::ElfFile64;
 use object::{
-    Endianness, Object, ObjectSection, ObjectSymbol, RelocationFlags, RelocationTarget,
-    SectionFlags, SectionIndex, SymbolKind,
+    Endianness, Object, ObjectSection, ObjectSymbol, RelocationFlags, RelocationTarget, SectionFlags, SectionIndex,
+    SymbolKind,
 };
 
 use super::LinkError;
@@ -96,41 +96,24 @@ impl<'a> Input<'a> {
             for (offset, relocation) in section.relocations() {
                 let name = sections[at].name;
                 let RelocationFlags::Elf { r_type } = relocation.flags() else {
-                    return Err(malformed(format!(
-                        "{name}+{offset:#x}: not an ELF relocation"
-                    )));
+                    return Err(malformed(format!("{name}+{offset:#x}: not an ELF relocation")));
                 };
                 let symbol = match relocation.target() {
-                    RelocationTarget::Symbol(index) => {
-                        symbol_places.get(index.0).copied().flatten()
-                    }
+                    RelocationTarget::Symbol(index) => symbol_places.get(index.0).copied().flatten(),
                     _ => None,
                 };
                 let Some(symbol) = symbol else {
-                    return Err(malformed(format!(
-                        "{name}+{offset:#x}: a relocation names no symbol of the program"
-                    )));
+                    return Err(malformed(format!("{name}+{offset:#x}: a relocation names no symbol of the program")));
                 };
-                sections[at].relocations.push(Relocation {
-                    offset,
-                    r_type,
-                    addend: relocation.addend(),
-                    symbol,
-                });
+                sections[at].relocations.push(Relocation { offset, r_type, addend: relocation.addend(), symbol });
             }
         }
-        Ok(Input {
-            arch,
-            sections,
-            symbols,
-        })
+        Ok(Input { arch, sections, symbols })
     }
 }
 
 fn malformed(error: impl ToString) -> LinkError {
-    LinkError::Malformed {
-        message: error.to_string(),
-    }
+    LinkError::Malformed { message: error.to_string() }
 }
 
 fn architecture(file: &ElfFile64<'_, Endianness>) -> Result<Arch, LinkError> {
@@ -140,12 +123,8 @@ fn architecture(file: &ElfFile64<'_, Endianness>) -> Result<Arch, LinkError> {
         _ => None,
     };
     match arch {
-        Some(arch) if file.is_little_endian() && file.kind() == object::ObjectKind::Relocatable => {
-            Ok(arch)
-        }
-        _ => Err(LinkError::UnsupportedFile {
-            found: format!("{:?} for {:?}", file.kind(), file.architecture()),
-        }),
+        Some(arch) if file.is_little_endian() && file.kind() == object::ObjectKind::Relocatable => Ok(arch),
+        _ => Err(LinkError::UnsupportedFile { found: format!("{:?} for {:?}", file.kind(), file.architecture()) }),
     }
 }
 
@@ -176,9 +155,7 @@ fn kind<'a>(section: &impl ObjectSection<'a>) -> Result<Option<Kind>, LinkError>
         return Ok(Some(Kind::Text));
     }
     match section.kind() {
-        object::SectionKind::ReadOnlyData | object::SectionKind::ReadOnlyString => {
-            Ok(Some(Kind::Rodata))
-        }
+        object::SectionKind::ReadOnlyData | object::SectionKind::ReadOnlyString => Ok(Some(Kind::Rodata)),
         other => refuse(&format!("{other:?}")),
     }
 }
@@ -214,9 +191,7 @@ fn symbols<'a>(
         // Default visibility and not local: what a dynamic linker would see.
         let visible = symbol.scope() == object::SymbolScope::Dynamic;
         if visible && !exported.insert(name) {
-            return Err(LinkError::Duplicate {
-                symbol: name.to_owned(),
-            });
+            return Err(LinkError::Duplicate { symbol: name.to_owned() });
         }
         let index = symbol.index().0;
         places.resize(places.len().max(index + 1), None);
@@ -232,15 +207,10 @@ fn symbols<'a>(
         });
     }
     if !undefined.is_empty() {
-        return Err(LinkError::Undefined {
-            symbols: Vec::from_iter(undefined).join(", "),
-        });
+        return Err(LinkError::Undefined { symbols: Vec::from_iter(undefined).join(", ") });
     }
     if !exported.iter().copied().eq(EXPORTS) {
-        return Err(LinkError::Exports {
-            found: Vec::from_iter(exported).join(", "),
-            expected: EXPORTS.join(", "),
-        });
+        return Err(LinkError::Exports { found: Vec::from_iter(exported).join(", "), expected: EXPORTS.join(", ") });
     }
     Ok((symbols, places))
 }

@@ -158,9 +158,7 @@ impl Reference<'_> {
 
     /// The four bytes at the place.
     fn field<'i>(&self, image: &'i mut [u8]) -> Result<&'i mut [u8], LinkError> {
-        let field = usize::try_from(self.relocation.offset)
-            .ok()
-            .and_then(|at| image.get_mut(at..at.checked_add(4)?));
+        let field = usize::try_from(self.relocation.offset).ok().and_then(|at| image.get_mut(at..at.checked_add(4)?));
         field.ok_or_else(|| self.unsupported("it lies outside its section"))
     }
 

@@ -6,9 +6,7 @@ use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext};
 use cranelift_module::{DataId, FuncId, Module};
 
 use crate::dot::emit_dot;
-use crate::object::{
-    EXPORTS, define_constant, define_function, linkage, object_bytes, object_module,
-};
+use crate::object::{EXPORTS, define_constant, define_function, linkage, object_bytes, object_module};
 use crate::target::Target;
 
 /// 67 numbers, so that the table needs more than its first cache line.
@@ -40,22 +38,15 @@ impl Input {
     pub(crate) fn extremes() -> Input {
         Input {
             acc: [0, 1, -1, i32::MAX],
-            unsigned: [
-                255, 255, 255, 255, 0, 255, 0, 1, 128, 127, 254, 2, 255, 0, 0, 0,
-            ],
-            signed: [
-                -128, -128, -128, -128, 127, 127, -128, 1, -1, 64, 3, -5, 127, 9, 9, 9,
-            ],
+            unsigned: [255, 255, 255, 255, 0, 255, 0, 1, 128, 127, 254, 2, 255, 0, 0, 0],
+            signed: [-128, -128, -128, -128, 127, 127, -128, 1, -1, 64, 3, -5, 127, 9, 9, 9],
         }
     }
 
     pub(crate) fn expected_sums(&self) -> [i32; 4] {
         std::array::from_fn(|lane| {
-            let products = (4 * lane..4 * lane + 4)
-                .map(|i| i32::from(self.unsigned[i]) * i32::from(self.signed[i]));
-            self.acc[lane]
-                .wrapping_add(products.sum())
-                .wrapping_add(lane as i32 + 1)
+            let products = (4 * lane..4 * lane + 4).map(|i| i32::from(self.unsigned[i]) * i32::from(self.signed[i]));
+            self.acc[lane].wrapping_add(products.sum()).wrapping_add(lane as i32 + 1)
         })
     }
 }
@@ -74,10 +65,7 @@ pub(crate) fn define<M: Module>(module: &mut M, target: &Target) -> Sample {
     let table = define_constant(module, "const.table", bytes).unwrap();
     let step = define_step(module, target, table);
     let border = define_border(module);
-    Sample {
-        run_integer: define_entry(module, run_integer, &[step]),
-        run: define_entry(module, run, &[border, step]),
-    }
+    Sample { run_integer: define_entry(module, run_integer, &[step]), run: define_entry(module, run, &[border, step]) }
 }
 
 /// The sample model as an object file.
@@ -95,9 +83,7 @@ pub(crate) fn define_body<M: Module>(
 ) -> FuncId {
     let mut ctx = module.make_context();
     ctx.func.signature.params.push(AbiParam::new(types::I64));
-    let id = module
-        .declare_function(name, linkage(name), &ctx.func.signature)
-        .unwrap();
+    let id = module.declare_function(name, linkage(name), &ctx.func.signature).unwrap();
     let mut fctx = FunctionBuilderContext::new();
     let mut b = FunctionBuilder::new(&mut ctx.func, &mut fctx);
     let block = b.create_block();
@@ -131,10 +117,7 @@ fn define_step<M: Module>(module: &mut M, target: &Target, table: DataId) -> Fun
         let unsigned = load(b, types::I8X16, input, 16);
         let signed = load(b, types::I8X16, input, 32);
         let sums = emit_dot(b, target.dot(), acc, unsigned, signed);
-        let counting: Vec<u8> = [1i32, 2, 3, 4]
-            .iter()
-            .flat_map(|n| n.to_le_bytes())
-            .collect();
+        let counting: Vec<u8> = [1i32, 2, 3, 4].iter().flat_map(|n| n.to_le_bytes()).collect();
         let counting = b.func.dfg.constants.insert(counting.as_slice().into());
         let counting = b.ins().vconst(types::I32X4, counting);
         let sums = b.ins().iadd(sums, counting);

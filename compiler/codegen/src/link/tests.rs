@@ -8,9 +8,7 @@ use hawqc_runtime::abi::Call;
 use super::emulate::emulate;
 use super::sample::{self, Input, Output};
 use super::*;
-use crate::object::{
-    CONSTANT_ALIGN, EXPORTS, JitCode, define_constant, jit_module, object_bytes, object_module,
-};
+use crate::object::{CONSTANT_ALIGN, EXPORTS, JitCode, define_constant, jit_module, object_bytes, object_module};
 use crate::target::{ROWS, Target};
 
 const SONAME: &str = "libsample.so";
@@ -117,9 +115,7 @@ fn same_input_gives_same_bytes() {
 #[test]
 fn installed_compiler_links_the_same_model() {
     let target = Target::host().unwrap();
-    let with = LinkWith::Cc {
-        command: "cc".to_owned(),
-    };
+    let with = LinkWith::Cc { command: "cc".to_owned() };
     match link(&sample::object(&target), SONAME, &with) {
         Ok(bytes) => check_loaded(&bytes),
         Err(LinkError::Cc { message, .. }) if message.contains("No such file") => {
@@ -127,13 +123,8 @@ fn installed_compiler_links_the_same_model() {
         }
         Err(error) => panic!("{error}"),
     }
-    let with = LinkWith::Cc {
-        command: "no-such-compiler".to_owned(),
-    };
-    assert!(matches!(
-        link(&sample::object(&target), SONAME, &with),
-        Err(LinkError::Cc { .. })
-    ));
+    let with = LinkWith::Cc { command: "no-such-compiler".to_owned() };
+    assert!(matches!(link(&sample::object(&target), SONAME, &with), Err(LinkError::Cc { .. })));
 }
 
 #[test]
@@ -154,12 +145,7 @@ fn readelf_and_objdump_understand_it() {
             Arch::Aarch64 => "aarch64-linux-gnu-objdump",
         };
         if let Some(text) = tool(objdump, &["-d", "--no-show-raw-insn"], &path) {
-            for name in [
-                "step.0.dot",
-                "border.input",
-                "hawqc_run",
-                "hawqc_run_integer",
-            ] {
+            for name in ["step.0.dot", "border.input", "hawqc_run", "hawqc_run_integer"] {
                 assert!(text.contains(&format!("<{name}>:")), "{target}: {text}");
             }
             let names = ["hawqc_run", "call", "bl"];
@@ -185,18 +171,13 @@ fn undefined_symbols_are_refused() {
         sample::define(&mut module, &target);
         let mut signature = module.make_signature();
         signature.params.push(AbiParam::new(types::I64));
-        let imported = module
-            .declare_function("memcpy", Linkage::Import, &signature)
-            .unwrap();
+        let imported = module.declare_function("memcpy", Linkage::Import, &signature).unwrap();
         sample::define_body(&mut module, "step.1.copy", |module, b, call| {
             let imported = module.declare_func_in_func(imported, b.func);
             b.ins().call(imported, &[call]);
         });
         let error = link(&object_bytes(module).unwrap(), SONAME, &LinkWith::Own).unwrap_err();
-        assert!(
-            matches!(&error, LinkError::Undefined { symbols } if symbols == "memcpy"),
-            "{error}"
-        );
+        assert!(matches!(&error, LinkError::Undefined { symbols } if symbols == "memcpy"), "{error}");
     }
 }
 
@@ -207,9 +188,7 @@ fn writable_data_and_stored_addresses_are_refused() {
             let mut module = object_module(&target, "m").unwrap();
             sample::define(&mut module, &target);
             let other = define_constant(&mut module, "const.other", vec![0; 8]).unwrap();
-            let id = module
-                .declare_data("const.bad", Linkage::Local, writable, false)
-                .unwrap();
+            let id = module.declare_data("const.bad", Linkage::Local, writable, false).unwrap();
             let mut data = DataDescription::new();
             data.define(vec![1; 8].into_boxed_slice());
             if !writable {
@@ -218,10 +197,7 @@ fn writable_data_and_stored_addresses_are_refused() {
             }
             module.define_data(id, &data).unwrap();
             let error = link(&object_bytes(module).unwrap(), SONAME, &LinkWith::Own).unwrap_err();
-            assert!(
-                matches!(error, LinkError::UnsupportedSection { .. }),
-                "{error}"
-            );
+            assert!(matches!(error, LinkError::UnsupportedSection { .. }), "{error}");
         }
     }
 }
@@ -230,18 +206,9 @@ fn writable_data_and_stored_addresses_are_refused() {
 fn damaged_files_are_refused_without_panic() {
     let target = Target::parse("x86-64-v3").unwrap();
     let (object, shared) = (sample::object(&target), linked(&target));
-    assert!(matches!(
-        link(b"", SONAME, &LinkWith::Own),
-        Err(LinkError::Malformed { .. })
-    ));
-    assert!(matches!(
-        link(&shared, SONAME, &LinkWith::Own),
-        Err(LinkError::UnsupportedFile { .. })
-    ));
-    assert!(matches!(
-        audit_shared_object(&object),
-        Err(AuditError::NotASharedObject)
-    ));
+    assert!(matches!(link(b"", SONAME, &LinkWith::Own), Err(LinkError::Malformed { .. })));
+    assert!(matches!(link(&shared, SONAME, &LinkWith::Own), Err(LinkError::UnsupportedFile { .. })));
+    assert!(matches!(audit_shared_object(&object), Err(AuditError::NotASharedObject)));
     for cut in (0..object.len()).step_by(37) {
         let _ = link(&object[..cut], SONAME, &LinkWith::Own);
         let mut changed = object.clone();
@@ -261,15 +228,8 @@ fn ordinary_libraries_fail_the_audit() {
     let target = Target::host().unwrap();
     let folder = tempfile::tempdir().unwrap();
     let (source, output) = (folder.path().join("a.c"), folder.path().join("a.so"));
-    std::fs::write(
-        &source,
-        "int puts(const char *); int f(void) { return puts(\"\"); }",
-    )
-    .unwrap();
-    let compiled = Command::new("cc")
-        .args(["-shared", "-fPIC", "-o"])
-        .args([&output, &source])
-        .status();
+    std::fs::write(&source, "int puts(const char *); int f(void) { return puts(\"\"); }").unwrap();
+    let compiled = Command::new("cc").args(["-shared", "-fPIC", "-o"]).args([&output, &source]).status();
     match compiled {
         Ok(status) if status.success() => {
             let error = audit_shared_object(&std::fs::read(&output).unwrap()).unwrap_err();
@@ -282,10 +242,7 @@ fn ordinary_libraries_fail_the_audit() {
     let at = bytes.windows(10).position(|w| w == b"hawqc_run\0").unwrap();
     let mut renamed = bytes.clone();
     renamed[at] = b'x';
-    assert!(matches!(
-        audit_shared_object(&renamed),
-        Err(AuditError::Exports { .. })
-    ));
+    assert!(matches!(audit_shared_object(&renamed), Err(AuditError::Exports { .. })));
 }
 
 #[test]
@@ -302,9 +259,8 @@ fn aarch64_runs_under_an_emulator() {
         if !emulate(&bytes, &data, &mut output) {
             return;
         }
-        let sums: [i32; 4] = std::array::from_fn(|lane| {
-            i32::from_le_bytes(output[4 * lane..4 * lane + 4].try_into().unwrap())
-        });
+        let sums: [i32; 4] =
+            std::array::from_fn(|lane| i32::from_le_bytes(output[4 * lane..4 * lane + 4].try_into().unwrap()));
         assert_eq!(sums, input.expected_sums(), "{name}");
         let address = u64::from_le_bytes(output[16..24].try_into().unwrap());
         assert_eq!(address % CONSTANT_ALIGN, 0);

@@ -77,20 +77,12 @@ impl Layout {
                     align = align.max(section.align);
                 }
             }
-            Range {
-                start,
-                bytes: end - start,
-                align,
-            }
+            Range { start, bytes: end - start, align }
         };
         let rodata = place(Kind::Rodata, PAGE_MIN);
         let text_start = (rodata.start + rodata.bytes).next_multiple_of(page(input.arch));
         let text = place(Kind::Text, text_start);
-        Layout {
-            sections,
-            rodata,
-            text,
-        }
+        Layout { sections, rodata, text }
     }
 }
 
@@ -106,9 +98,7 @@ pub(super) fn shared_object(
             message: format!("`{soname}` cannot be a SONAME: 1 to {SONAME_MAX} bytes without NUL"),
         });
     }
-    let failed = |error: object::write::Error| LinkError::Malformed {
-        message: error.to_string(),
-    };
+    let failed = |error: object::write::Error| LinkError::Malformed { message: error.to_string() };
     let page = page(input.arch);
     let mut bytes = Vec::new();
     let mut w = Writer::new(Endianness::Little, true, &mut bytes);
@@ -174,24 +164,9 @@ pub(super) fn shared_object(
     for (p_type, p_flags, (start, size), p_align) in [
         (elf::PT_PHDR, elf::PF_R, range(64, headers), 8),
         (elf::PT_LOAD, elf::PF_R, range(0, rodata_end), page),
-        (
-            elf::PT_LOAD,
-            elf::PF_R | elf::PF_X,
-            range(layout.text.start, text_end),
-            page,
-        ),
-        (
-            elf::PT_LOAD,
-            elf::PF_R | elf::PF_W,
-            range(dynamic, mapped_end),
-            page,
-        ),
-        (
-            elf::PT_DYNAMIC,
-            elf::PF_R | elf::PF_W,
-            range(dynamic, mapped_end),
-            8,
-        ),
+        (elf::PT_LOAD, elf::PF_R | elf::PF_X, range(layout.text.start, text_end), page),
+        (elf::PT_LOAD, elf::PF_R | elf::PF_W, range(dynamic, mapped_end), page),
+        (elf::PT_DYNAMIC, elf::PF_R | elf::PF_W, range(dynamic, mapped_end), 8),
         (elf::PT_GNU_STACK, elf::PF_R | elf::PF_W, (0, 0), 16),
     ] {
         w.write_program_header(&ProgramHeader {
@@ -221,8 +196,7 @@ pub(super) fn shared_object(
     write_sections(&mut w, input, layout, images, Kind::Text);
     w.pad_until(dynamic as usize);
     w.write_align_dynamic();
-    w.write_dynamic_string(elf::DT_SONAME, soname)
-        .map_err(failed)?;
+    w.write_dynamic_string(elf::DT_SONAME, soname).map_err(failed)?;
     for (tag, value) in [
         (elf::DT_HASH, hash),
         (elf::DT_SYMTAB, dynsym),
@@ -245,14 +219,8 @@ pub(super) fn shared_object(
     w.write_dynsym_section_header(dynsym, 1);
     w.write_dynstr_section_header(dynstr);
     let code = elf::SHF_ALLOC | elf::SHF_EXECINSTR;
-    let parts = [
-        (
-            rodata_index.map(|_| rodata_name),
-            elf::SHF_ALLOC,
-            layout.rodata,
-        ),
-        (Some(text_name), code, layout.text),
-    ];
+    let parts =
+        [(rodata_index.map(|_| rodata_name), elf::SHF_ALLOC, layout.rodata), (Some(text_name), code, layout.text)];
     for (name, flags, range) in parts {
         if name.is_some() {
             w.write_section_header(&section_header(name, flags, range));
@@ -284,13 +252,7 @@ fn section_header(name: Option<StringId>, flags: u32, range: Range) -> SectionHe
 
 /// The sections of one kind, with filler between functions and zeros between constants. A function's
 /// own bytes never change; only what lies outside every symbol does.
-fn write_sections(
-    w: &mut Writer<'_>,
-    input: &Input<'_>,
-    layout: &Layout,
-    images: &[Vec<u8>],
-    kind: Kind,
-) {
+fn write_sections(w: &mut Writer<'_>, input: &Input<'_>, layout: &Layout, images: &[Vec<u8>], kind: Kind) {
     for (index, (section, image)) in input.sections.iter().zip(images).enumerate() {
         if section.kind != kind {
             continue;
@@ -371,22 +333,9 @@ fn static_symbols<'a>(
     (symbols, local_symbols)
 }
 
-fn sym(
-    symbol: &super::input::Symbol<'_>,
-    name: StringId,
-    layout: &Layout,
-    section: Option<SectionIndex>,
-) -> Sym {
-    let binding = if symbol.exported {
-        elf::STB_GLOBAL
-    } else {
-        elf::STB_LOCAL
-    };
-    let kind = if symbol.function {
-        elf::STT_FUNC
-    } else {
-        elf::STT_OBJECT
-    };
+fn sym(symbol: &super::input::Symbol<'_>, name: StringId, layout: &Layout, section: Option<SectionIndex>) -> Sym {
+    let binding = if symbol.exported { elf::STB_GLOBAL } else { elf::STB_LOCAL };
+    let kind = if symbol.function { elf::STT_FUNC } else { elf::STT_OBJECT };
     Sym {
         name: Some(name),
         section,

@@ -106,25 +106,20 @@ features! {
 impl Feature {
     /// The feature of `arch` called `name` (its own name or its short one).
     pub fn parse(arch: Arch, name: &str) -> Result<Feature, TargetError> {
-        Feature::of(arch)
-            .find(|feature| feature.name() == name || feature.alias() == Some(name))
-            .ok_or_else(|| {
-                let valid: Vec<_> = Feature::of(arch).map(Feature::name).collect();
-                TargetError::UnknownFeature {
-                    arch,
-                    found: name.to_owned(),
-                    suggestion: suggestion(name, &valid),
-                    valid: valid.join(", "),
-                }
-            })
+        Feature::of(arch).find(|feature| feature.name() == name || feature.alias() == Some(name)).ok_or_else(|| {
+            let valid: Vec<_> = Feature::of(arch).map(Feature::name).collect();
+            TargetError::UnknownFeature {
+                arch,
+                found: name.to_owned(),
+                suggestion: suggestion(name, &valid),
+                valid: valid.join(", "),
+            }
+        })
     }
 
     /// Every feature of `arch`.
     pub fn of(arch: Arch) -> impl Iterator<Item = Feature> {
-        Feature::ALL
-            .iter()
-            .copied()
-            .filter(move |feature| feature.arch() == arch)
+        Feature::ALL.iter().copied().filter(move |feature| feature.arch() == arch)
     }
 }
 
