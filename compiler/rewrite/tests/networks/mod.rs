@@ -1,5 +1,7 @@
 //! Networks and inputs shared by the tests.
 
+#![allow(dead_code, reason = "every test uses a part")]
+
 use hawqc_ir::*;
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
