@@ -1,4 +1,9 @@
 //! ONNX in (float and QDQ), ONNX out (QCDQ), and the model zoo written as ONNX.
 
+mod error;
+mod import;
 mod pb_build;
 pub mod zoo;
+
+pub use error::{ImportError, Unsupported};
+pub use import::{ImportOptions, Imported, OPSETS, import};
