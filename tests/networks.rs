@@ -1,0 +1,84 @@
+//! Whole networks: compiled code equals the interpreter in every output element, on one thread and
+//! on two, and the shared object keeps the rule of integers only.
+
+use std::sync::Arc;
+
+use hawqc_driver::{LinkWith, Target, audit, verify};
+use hawqc_onnx::zoo::ZooOptions;
+use hawqc_runtime::Session;
+use hawqc_tests::{Network, images};
+
+/// Compiles `network` under each plan and compares it with the interpreter; where it differs, names
+/// the first kernel that does.
+fn agrees(network: &Network, plans: &[&str]) {
+    for &bits in plans {
+        let compiled = network.compile(network.plan(bits), Target::host().unwrap(), false).unwrap();
+        let model = Arc::new(compiled.load().unwrap());
+        let input = images(&network.float, 77);
+        for threads in [1, 2] {
+            let mut session = Session::new(Arc::clone(&model), Some(threads)).unwrap();
+            let differences = verify::outputs(compiled.lowered.integer(), &mut session, &input).unwrap();
+            if differences.iter().any(|d| d.max_lsb() > 0) {
+                panic!("{bits}, {threads} threads: {}", first_difference(network, bits, threads));
+            }
+        }
+        let object = compiled.emit("so", "model.so", &LinkWith::Own).unwrap();
+        let report = audit(&object).unwrap();
+        assert!(report.instructions > 0, "the audit saw no instruction");
+        assert!(report.findings.is_empty(), "{bits}: {}", report.findings[0]);
+    }
+}
+
+fn first_difference(network: &Network, bits: &str, threads: usize) -> String {
+    let compiled = network.compile(network.plan(bits), Target::host().unwrap(), true).unwrap();
+    let mut session = Session::new(Arc::new(compiled.load().unwrap()), Some(threads)).unwrap();
+    let differences = verify::per_layer(compiled.lowered.kernels(), &mut session, &images(&network.float, 77)).unwrap();
+    match differences.into_iter().find(|d| d.max_lsb() > 0) {
+        Some(d) => format!("`{}` differs first: {:?}, {:?}", d.value, d.first, d.histogram),
+        None => "no kernel differs when every value is kept: look at the memory plan".into(),
+    }
+}
+
+fn zoo(name: &str) -> Network {
+    Network::zoo(name, &ZooOptions::default())
+}
+
+#[test]
+fn resnet18() {
+    let medium = ["resnet18_modelsize_0.5", "resnet18_bops_0.5", "resnet18_latency_0.5"];
+    agrees(&zoo("resnet18"), &[&["8", "4", "w4a8"], medium.as_slice()].concat());
+}
+
+#[test]
+fn resnet50() {
+    let medium = ["resnet50_modelsize_0.5", "resnet50_bops_0.5", "resnet50_latency_0.5"];
+    agrees(&zoo("resnet50"), &[&["8", "4"], medium.as_slice()].concat());
+}
+
+#[test]
+fn inception_v3() {
+    agrees(&zoo("inception_v3"), &["inceptionv3_uniform8", "inceptionv3_uniform4"]);
+}
+
+#[test]
+fn mobilenet_v2() {
+    agrees(&zoo("mobilenet_v2"), &["8", "4"]);
+}
+
+#[test]
+fn squeezenet_and_vgg() {
+    agrees(&zoo("squeezenet1_1"), &["8", "4"]);
+    let small = ZooOptions { width: 0.25, classes: 100, ..ZooOptions::default() };
+    agrees(&Network::zoo("vgg11_bn", &small), &["8", "4"]);
+}
+
+#[test]
+fn resnet34() {
+    agrees(&Network::zoo("resnet34", &ZooOptions { image_size: Some(64), ..ZooOptions::default() }), &["8", "4"]);
+}
+
+#[test]
+fn digits() {
+    let bytes = std::fs::read(hawqc_tests::root().join("examples/digits/digits.onnx")).unwrap();
+    agrees(&Network::from_bytes(&bytes, 4), &["8", "4", "w4a8"]);
+}

@@ -1,0 +1,380 @@
+//! The command line, declared once: names, help, parsing, completions and manual follow from here.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Compiles convolutional networks to integer-only, mixed int4/int8 shared objects.
+#[derive(Debug, Parser)]
+#[command(name = "hawqc", version, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// Without a subcommand: compile.
+    #[command(flatten)]
+    pub compile: Option<Compile>,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct Global {
+    /// Results as JSON on standard output.
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// No progress, no notes.
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
+    /// More detail on standard error; repeat for more.
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+    /// When to colour messages.
+    #[arg(long, global = true, value_enum, default_value_t = Color::Auto)]
+    pub color: Color,
+    /// Threads to use; by default all the process may use.
+    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub threads: Option<u32>,
+    /// Seed of everything random.
+    #[arg(long, global = true, default_value_t = 0)]
+    pub seed: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Color {
+    Auto,
+    Always,
+    Never,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// The whole job on the bundled network and real images, ends with a table.
+    Demo(Demo),
+    /// What a network or a compiled model contains.
+    Inspect(Inspect),
+    /// Observe activations on sample data.
+    Calibrate(Calibrate),
+    /// Write the quantised network as ONNX.
+    Quantize(Quantize),
+    /// Compile a network to a shared object.
+    Compile(Compile),
+    /// Run a compiled model.
+    Run(Run),
+    /// Measure a compiled model's latency.
+    Bench(Bench),
+    /// Compare a compiled model with the reference interpreter, bit for bit.
+    Verify(Verify),
+    /// Top-1 and top-5 on labelled data.
+    Eval(Eval),
+    /// Which kernels a model consists of, and why.
+    Explain(Explain),
+    /// The targets that can be compiled for.
+    Targets(Targets),
+    /// Write a well-known network with random weights as ONNX.
+    Zoo(Zoo),
+    /// Completions for a shell.
+    Completions {
+        shell: clap_complete::Shell,
+    },
+    /// The manual page.
+    Man,
+}
+
+/// How a float network becomes integer. Networks with QDQ nodes bring this along and need none of it.
+#[derive(Clone, Debug, Args)]
+pub struct Precision {
+    /// Calibration file, from `hawqc calibrate`.
+    #[arg(long, value_name = "CALIB.json")]
+    pub calib: Option<PathBuf>,
+    /// 8, 4, w4a8, hawq:CONFIG, or a bits.json file.
+    #[arg(long, value_name = "BITS", default_value = "8")]
+    pub bits: String,
+    /// Batch size for networks that leave it open.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub batch: u32,
+    /// How activation ranges are chosen from the calibration.
+    #[arg(long, value_enum, default_value_t = Method::Mse)]
+    pub method: Method,
+    /// Percentile kept by `--method percentile`.
+    #[arg(long, default_value_t = 99.99, value_name = "P")]
+    pub percentile: f64,
+    /// Width of the residual stream, 8 or 16; by default that of the plan.
+    #[arg(long, value_name = "BITS")]
+    pub residual_bits: Option<u8>,
+    /// Leave biases as they are instead of correcting them for the mean error of rounded weights.
+    #[arg(long)]
+    pub no_bias_correction: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct TargetArgs {
+    /// Target, see `hawqc targets`.
+    #[arg(long, value_name = "TARGET", default_value = "host")]
+    pub target: String,
+    /// Features to add or remove, e.g. +vbmi,-avx512vnni.
+    #[arg(long, value_name = "LIST", allow_hyphen_values = true)]
+    pub cpu_features: Option<String>,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct Demo {
+    /// Keep the compiled models in this folder.
+    #[arg(long, value_name = "DIR")]
+    pub keep: Option<PathBuf>,
+    #[command(flatten)]
+    pub target: TargetArgs,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct Inspect {
+    /// Network (.onnx) or compiled model (.so).
+    pub model: PathBuf,
+    /// Write the graph in Graphviz's language.
+    #[arg(long, value_name = "FILE")]
+    pub dot: Option<PathBuf>,
+    /// List only what cannot be compiled.
+    #[arg(long)]
+    pub unsupported: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Method {
+    Minmax,
+    Percentile,
+    Mse,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct Calibrate {
+    /// Float network.
+    pub model: PathBuf,
+    /// Sample data: .npz with `images`, or a folder of images.
+    #[arg(long, value_name = "DATA")]
+    pub data: PathBuf,
+    /// Use at most this many samples.
+    #[arg(long, value_name = "N")]
+    pub samples: Option<usize>,
+    /// Calibration file to write.
+    #[arg(short, long, value_name = "CALIB.json")]
+    pub output: PathBuf,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    Qdq,
+    Qcdq,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct Quantize {
+    /// Float network.
+    pub model: PathBuf,
+    #[command(flatten)]
+    pub precision: Precision,
+    /// Form of the written network.
+    #[arg(long, value_enum, default_value_t = Format::Qcdq)]
+    pub format: Format,
+    /// Network to write.
+    #[arg(short, long, value_name = "Q.onnx")]
+    pub output: PathBuf,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct Compile {
+    /// Network (.onnx).
+    pub model: PathBuf,
+    #[command(flatten)]
+    pub precision: Precision,
+    #[command(flatten)]
+    pub target: TargetArgs,
+    /// What to write, separated by commas: so, obj, header, or a stage (see `hawqc explain --stages`).
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "so")]
+    pub emit: Vec<String>,
+    /// File to write; further emitted files stand beside it. By default the model's name with `.so`.
+    #[arg(short, long, value_name = "M.so")]
+    pub output: Option<PathBuf>,
+    /// Keep every intermediate value in the arena, for `verify --per-layer`.
+    #[arg(long)]
+    pub keep_values: bool,
+    /// Link with `cc` instead of the built-in linker.
+    #[arg(long)]
+    pub link_with_cc: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Fill {
+    Random,
+    Zeros,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct Run {
+    /// Compiled model.
+    pub model: PathBuf,
+    /// Inputs by name (.npz), or the only input (.npy).
+    #[arg(short, long, value_name = "X.npz", required_unless_present = "fill")]
+    pub input: Option<PathBuf>,
+    /// Make inputs up.
+    #[arg(long, value_enum, conflicts_with = "input")]
+    pub fill: Option<Fill>,
+    /// Write the outputs.
+    #[arg(short, long, value_name = "Y.npz")]
+    pub output: Option<PathBuf>,
+    /// Compare the outputs with these; any difference is an error.
+    #[arg(long, value_name = "Y.npz")]
+    pub expected: Option<PathBuf>,
+    /// Print the largest values of each output.
+    #[arg(long, value_name = "K", default_value_t = 5)]
+    pub top: usize,
+    /// Use the integer entry: integers in, integers out.
+    #[arg(long)]
+    pub integer: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct Bench {
+    /// Compiled model.
+    pub model: PathBuf,
+    /// Runs before measuring.
+    #[arg(long, default_value_t = 5)]
+    pub warmup: usize,
+    /// Runs to measure.
+    #[arg(long, value_name = "N", conflicts_with = "duration")]
+    pub iters: Option<usize>,
+    /// Time to measure, e.g. 5s or 500ms.
+    #[arg(long, value_name = "TIME", default_value = "3s", value_parser = duration)]
+    pub duration: std::time::Duration,
+    /// Time of each step.
+    #[arg(long)]
+    pub profile: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct Verify {
+    /// The network the model was compiled from, or only the compiled model with `--integer-only`.
+    #[arg(required = true, num_args = 1..=2, value_names = ["M.onnx", "m.so"])]
+    pub files: Vec<PathBuf>,
+    #[command(flatten)]
+    pub precision: Precision,
+    /// `interp`, `float`, or an .npz with expected outputs.
+    #[arg(long, default_value = "interp", value_name = "REFERENCE")]
+    pub against: String,
+    /// Inputs (.npz); random ones by default.
+    #[arg(short, long, value_name = "X.npz")]
+    pub input: Option<PathBuf>,
+    /// Random inputs to try.
+    #[arg(long, default_value_t = 2, value_name = "N")]
+    pub samples: usize,
+    /// Compare every kernel's result, and name the first that differs.
+    #[arg(long)]
+    pub per_layer: bool,
+    /// Disassemble the model: no floating point and no division between the borders.
+    #[arg(long)]
+    pub integer_only: bool,
+    /// Largest difference allowed, in units of the last place.
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub max_lsb: u64,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct Eval {
+    /// Network (.onnx, evaluated in floats) or compiled model (.so).
+    pub model: PathBuf,
+    /// Labelled data: .npz with `images` and `labels`, or a folder with one folder a class.
+    #[arg(long, value_name = "DATA")]
+    pub data: PathBuf,
+    /// Evaluate part i of n, e.g. 0/4.
+    #[arg(long, value_name = "I/N", value_parser = shard)]
+    pub shard: Option<(usize, usize)>,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct Explain {
+    /// Network (.onnx) or compiled model (.so).
+    #[arg(required_unless_present = "stages")]
+    pub model: Option<PathBuf>,
+    /// Only this node.
+    pub node: Option<String>,
+    #[command(flatten)]
+    pub precision: Precision,
+    #[command(flatten)]
+    pub target: TargetArgs,
+    /// List the stages of compilation that `--emit` can write.
+    #[arg(long)]
+    pub stages: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct Targets {
+    /// Only what this machine is.
+    #[arg(long)]
+    pub host: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct Zoo {
+    /// Name of the network; without one, the list of names.
+    pub name: Option<String>,
+    /// File to write.
+    #[arg(short, long, value_name = "M.onnx", required_unless_present = "list")]
+    pub output: Option<PathBuf>,
+    /// List the names.
+    #[arg(long, exclusive = true)]
+    pub list: bool,
+    /// Height and width of the input; by default the network's own.
+    #[arg(long, value_name = "PIXELS")]
+    pub image_size: Option<usize>,
+    /// Number of classes.
+    #[arg(long, default_value_t = 1000)]
+    pub classes: usize,
+}
+
+fn duration(text: &str) -> Result<std::time::Duration, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let value: f64 = digits.parse().map_err(|_| format!("`{text}` is not a time such as 5s or 500ms"))?;
+    let seconds = match &text[digits.len()..] {
+        "ms" => value / 1e3,
+        "" | "s" => value,
+        "m" => value * 60.0,
+        unit => return Err(format!("unknown unit `{unit}`; use ms, s or m")),
+    };
+    std::time::Duration::try_from_secs_f64(seconds).map_err(|e| e.to_string())
+}
+
+fn shard(text: &str) -> Result<(usize, usize), String> {
+    let parts = text.split_once('/').and_then(|(i, n)| Some((i.parse().ok()?, n.parse().ok()?)));
+    match parts {
+        Some((i, n)) if i < n => Ok((i, n)),
+        _ => Err(format!("`{text}` is not I/N with I < N")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn declaration_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn no_subcommand_means_compile() {
+        let cli = Cli::try_parse_from(["hawqc", "--target", "x86-avx512", "m.onnx"]).unwrap();
+        assert!(cli.command.is_none());
+        let compile = cli.compile.unwrap();
+        assert_eq!((compile.target.target.as_str(), compile.model), ("x86-avx512", PathBuf::from("m.onnx")));
+        assert!(Cli::try_parse_from(["hawqc", "compile", "m.onnx"]).unwrap().command.is_some());
+        assert!(Cli::try_parse_from(["hawqc"]).is_err() || Cli::try_parse_from(["hawqc"]).unwrap().compile.is_none());
+    }
+
+    #[test]
+    fn times_and_shards() {
+        assert_eq!(duration("500ms"), Ok(std::time::Duration::from_millis(500)));
+        assert_eq!(duration("2m"), Ok(std::time::Duration::from_secs(120)));
+        assert!(duration("5 parsecs").is_err() && duration("-1s").is_err());
+        assert_eq!(shard("0/4"), Ok((0, 4)));
+        assert!(shard("4/4").is_err() && shard("x").is_err());
+    }
+}

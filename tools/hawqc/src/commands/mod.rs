@@ -1,0 +1,155 @@
+//! The commands, one file each, and what they share.
+
+mod bench;
+mod calibrate;
+mod compile;
+mod demo;
+mod eval;
+mod explain;
+mod inspect;
+mod quantize;
+mod run;
+mod targets;
+mod verify;
+mod zoo;
+
+use std::path::Path;
+
+use clap::CommandFactory;
+use hawqc_driver::{Class, Error, Precision, Source, Target};
+use hawqc_quantize::{BiasCorrection, Calibration, Method, Options, PrecisionPlan, hawq};
+use hawqc_runtime as rt;
+
+use crate::args::{self, Cli, Command};
+use crate::console::{Console, write_stdout};
+use crate::failure::{Failure, Kind, io};
+
+/// Does what the arguments ask for.
+pub fn run(cli: &Cli, console: &Console) -> Result<(), Failure> {
+    let global = &cli.global;
+    match (&cli.command, &cli.compile) {
+        (Some(Command::Demo(args)), _) => demo::run(args, global, console),
+        (Some(Command::Inspect(args)), _) => inspect::run(args, console),
+        (Some(Command::Calibrate(args)), _) => calibrate::run(args, console),
+        (Some(Command::Quantize(args)), _) => quantize::run(args, console),
+        (Some(Command::Compile(args)), _) | (None, Some(args)) => compile::run(args, console),
+        (Some(Command::Run(args)), _) => run::run(args, global, console),
+        (Some(Command::Bench(args)), _) => bench::run(args, global, console),
+        (Some(Command::Verify(args)), _) => verify::run(args, global, console),
+        (Some(Command::Eval(args)), _) => eval::run(args, global, console),
+        (Some(Command::Explain(args)), _) => explain::run(args, console),
+        (Some(Command::Targets(args)), _) => targets::run(args, console),
+        (Some(Command::Zoo(args)), _) => zoo::run(args, global, console),
+        (Some(Command::Completions { shell }), _) => {
+            clap_complete::generate(*shell, &mut Cli::command(), "hawqc", &mut std::io::stdout());
+            Ok(())
+        }
+        (Some(Command::Man), _) => {
+            clap_mangen::Man::new(Cli::command()).render(&mut std::io::stdout()).map_err(io(Path::new("standard output")))
+        }
+        (None, None) => write_stdout(&Cli::command().render_help().to_string()),
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Failure {
+        let kind = match error.class() {
+            Class::Internal => Kind::Internal,
+            Class::Usage => Kind::Usage,
+            Class::Invalid => Kind::Invalid,
+            Class::Unsupported => Kind::Unsupported,
+            Class::Cpu => Kind::Cpu,
+        };
+        let failure = Failure::new(kind, error.to_string());
+        match error {
+            Error::NotCalibrated => failure
+                .hint("hawqc calibrate MODEL --data DATA -o calib.json, then give --calib calib.json"),
+            _ => failure,
+        }
+    }
+}
+
+impl From<rt::Error> for Failure {
+    fn from(error: rt::Error) -> Failure {
+        Error::from(error).into()
+    }
+}
+
+impl From<rt::npy::NpyError> for Failure {
+    fn from(error: rt::npy::NpyError) -> Failure {
+        rt::Error::from(error).into()
+    }
+}
+
+impl From<hawqc_quantize::QuantizeError> for Failure {
+    fn from(error: hawqc_quantize::QuantizeError) -> Failure {
+        Error::from(error).into()
+    }
+}
+
+/// The target the arguments name.
+fn target(args: &args::TargetArgs) -> Result<Target, Failure> {
+    let target = Target::parse(&args.target).map_err(Error::from)?;
+    match &args.cpu_features {
+        None => Ok(target),
+        Some(changes) => Ok(target.with_changes(changes).map_err(Error::from)?),
+    }
+}
+
+/// Whether a file is a compiled model rather than a network.
+fn is_compiled(path: &Path) -> bool {
+    path.extension().is_some_and(|e| e == "so")
+}
+
+fn read_text(path: &Path) -> Result<String, Failure> {
+    std::fs::read_to_string(path).map_err(io(path))
+}
+
+/// How `source` becomes integer: `None` if it brings its own quantisation.
+fn precision(args: &args::Precision, source: &Source) -> Result<Option<Precision>, Failure> {
+    if source.is_quantized() {
+        if args.calib.is_some() {
+            return Err(Failure::usage("the network is quantised already; --calib has no meaning for it"));
+        }
+        return Ok(None);
+    }
+    let path = args.calib.as_ref().ok_or(Error::NotCalibrated)?;
+    let calibration = Calibration::from_json(&read_text(path)?)
+        .map_err(|e| Failure::invalid(format!("{}: {e}", path.display())))?;
+    calibration.check_model(&source.hash)?;
+    let graph = hawqc_driver::float_form(source)?;
+    let mut plan = plan(&args.bits, &graph)?;
+    if let Some(bits) = args.residual_bits {
+        plan = plan.with_residual_bits(bits)?;
+    }
+    Ok(Some(Precision { calibration, plan, options: options(args) }))
+}
+
+fn options(args: &args::Precision) -> Options {
+    let method = match args.method {
+        args::Method::Minmax => Method::MinMax,
+        args::Method::Mse => Method::Mse,
+        args::Method::Percentile => Method::Percentile(args.percentile),
+    };
+    let bias_correction = if args.no_bias_correction { BiasCorrection::None } else { Options::default().bias_correction };
+    Options { method, bias_correction }
+}
+
+/// The plan that `--bits` names.
+fn plan(bits: &str, graph: &hawqc_ir::Graph) -> Result<PrecisionPlan, Failure> {
+    let uniform = |w, a| Ok(PrecisionPlan::uniform(graph, w, a)?);
+    if let Some(config) = bits.strip_prefix("hawq:") {
+        return Ok(hawq::plan(graph, config)?);
+    }
+    let widths = |text: &str| {
+        let (w, a) = text.strip_prefix('w')?.split_once('a')?;
+        Some((w.parse().ok()?, a.parse().ok()?))
+    };
+    match (bits.parse::<u8>(), widths(bits)) {
+        (Ok(b), _) => uniform(b, b),
+        (_, Some((w, a))) => uniform(w, a),
+        _ => PrecisionPlan::from_json(&read_text(Path::new(bits))?)
+            .map_err(|e| Failure::invalid(format!("{bits}: {e}")))
+            .and_then(|plan| plan.resolve(graph).map(|_| plan).map_err(Failure::from)),
+    }
+}
