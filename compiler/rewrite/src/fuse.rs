@@ -9,9 +9,11 @@
 //! needs, ending at one anchor (convolution or pooling) at most. Every inner value of a cone has all its
 //! readers inside, so kernels never depend on each other in a cycle.
 //!
-//! When several anchors meet in one cone (a residual addition joining two convolutions), the latest
-//! convolution stays and every other branch is materialised where it is narrowest.
+//! When several anchors meet in one cone (a residual addition joining two convolutions), one convolution
+//! stays, the one that leaves the fewest bytes to the others or else the latest, and every other branch is
+//! materialised where it is narrowest.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::sync::Arc;
 
@@ -69,8 +71,7 @@ impl Cutter<'_> {
     fn settle(&mut self, root: ValueId) -> Cone {
         loop {
             let (members, anchors) = self.grow(root);
-            let rank = |id: &ValueId| (matches!(self.graph.op(*id), Op::Conv(_)), *id);
-            let Some(anchor) = anchors.iter().copied().max_by_key(rank) else {
+            let Some(anchor) = self.best_anchor(&anchors, root, &members) else {
                 return Cone { anchor: self.border_transpose(root), members: self.with_border(members, root) };
             };
             let Some(&other) = anchors.iter().find(|&&a| a != anchor) else {
@@ -79,6 +80,17 @@ impl Cutter<'_> {
             let cut = self.narrowest(other, anchor, root, &members);
             self.materialised.insert(cut);
         }
+    }
+
+    /// The anchor to keep: a convolution before a pooling, then the one that leaves the fewest bytes to be
+    /// stored by the others, then the latest.
+    fn best_anchor(&self, anchors: &[ValueId], root: ValueId, members: &BTreeSet<ValueId>) -> Option<ValueId> {
+        let stored = |anchor: ValueId| -> usize {
+            let others = anchors.iter().filter(|&&other| other != anchor);
+            others.map(|&other| self.graph.ty(self.narrowest(other, anchor, root, members)).bytes()).sum()
+        };
+        let rank = |id: &ValueId| (matches!(self.graph.op(*id), Op::Conv(_)), Reverse(stored(*id)), *id);
+        anchors.iter().copied().max_by_key(rank)
     }
 
     /// Every node above `root` that belongs to its kernel alone, and the anchors among them.
@@ -95,9 +107,10 @@ impl Cutter<'_> {
         let mut queue = BinaryHeap::from(self.data_args(root));
         while let Some(id) = queue.pop() {
             let op = self.graph.op(id);
-            let exclusive = self.graph.users(id).iter().all(|u| members.contains(u))
-                && !self.graph.is_output(id)
-                && !self.materialised.contains(&id);
+            // An anchor needs its source in memory.
+            let inner = |u: &ValueId| members.contains(u) && !anchors.contains(u);
+            let exclusive =
+                self.graph.users(id).iter().all(inner) && !self.graph.is_output(id) && !self.materialised.contains(&id);
             if members.contains(&id) || !exclusive || !(is_pointwise(op) || is_anchor(op)) {
                 continue;
             }

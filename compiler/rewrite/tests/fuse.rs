@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use hawqc_ir::*;
 use hawqc_rewrite::{RewriteError, check_fused, fuse};
-use networks::{BASIC_BLOCK, random_inputs};
+use networks::{BASIC_BLOCK, expect, kernels, random_inputs};
 
 fn read(text: &str) -> Graph {
     let graph = text::parse(text, &BTreeMap::new()).unwrap();
@@ -22,23 +22,6 @@ fn fuse_and_compare(graph: &Graph) -> Graph {
         assert_eq!(interp::run(graph, &inputs).unwrap(), interp::run(&fused, &inputs).unwrap());
     }
     fused
-}
-
-/// The kernels of a fused graph, with their operands.
-fn kernels(graph: &Graph) -> String {
-    let lines = text::print(graph);
-    let keep = |line: &&str| !line.contains(" = const ");
-    lines.lines().filter(keep).collect::<Vec<_>>().join("\n")
-}
-
-/// Compares with a file beside this one; `HAWQC_BLESS=1` writes it instead.
-fn expect(file: &str, found: &str) {
-    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(file);
-    if std::env::var_os("HAWQC_BLESS").is_some() {
-        std::fs::write(&path, format!("{found}\n")).unwrap();
-    }
-    let expected = std::fs::read_to_string(&path).unwrap();
-    assert_eq!(found, expected.trim_end(), "\n{found}");
 }
 
 #[test]

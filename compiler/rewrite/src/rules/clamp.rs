@@ -2,7 +2,7 @@
 
 use hawqc_ir::{Clamp, Requant};
 
-use super::requant::limited;
+use super::requant::{limited, narrows};
 use super::{Bindings, Match, Row, only_if};
 
 pub(super) const ROWS: &[Row] = &[
@@ -55,6 +55,9 @@ pub(super) const ROWS: &[Row] = &[
 /// A ReLU of an accumulator disappears here: its bound 0 becomes the requant's own lower bound.
 fn requant_of_clamp(m: &Match) -> Option<Bindings> {
     let (requant, clamp) = (m.requant("r")?, m.clamp("a")?);
+    if narrows(clamp.elem, m.ty("x")?) {
+        return None;
+    }
     let merged = limited(requant, &m.dyadics("m", "s")?, m.range("x")?, (clamp.lo, clamp.hi))?;
     Some(Bindings::new().op("c", merged))
 }

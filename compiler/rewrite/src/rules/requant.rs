@@ -3,7 +3,7 @@
 //! A requant of a requant rounds twice. Merging the two scales would round once and give other bits, so
 //! no row does that; only where one of them does not round at all, they become one.
 
-use hawqc_ir::{Clamp, Dyadic, Elem, Range, Requant, Rounding, Tensor};
+use hawqc_ir::{Clamp, Dyadic, Elem, Range, Requant, Rounding, Tensor, TensorType};
 
 use super::{Bindings, Match, Row};
 
@@ -78,11 +78,12 @@ pub(super) fn limited(requant: &Requant, dyadics: &[Dyadic], range: Range, limit
         dyadics.iter().map(|&d| (requant.apply(within(v), d), requant.apply(v, d))).collect()
     };
     let (low, high) = (ends(range.lo), ends(range.hi));
-    let lo = low.iter().map(|&(limited, _)| limited).min()?;
-    let hi = high.iter().map(|&(limited, _)| limited).max()?;
-    let low_agrees = low.iter().all(|&(limited, free)| limited == lo || limited == free);
-    let high_agrees = high.iter().all(|&(limited, free)| limited == hi || limited == free);
-    (low_agrees && high_agrees && lo <= hi).then(|| Requant { lo, hi, ..requant.clone() })
+    let untouched = |ends: &[(i64, i64)]| ends.iter().all(|(limited, free)| limited == free);
+    // A bound that has no effect is left as it is: what it could be tightened to depends on the range.
+    let lo = if untouched(&low) { requant.lo } else { low.iter().map(|e| e.0).min()? };
+    let hi = if untouched(&high) { requant.hi } else { high.iter().map(|e| e.0).max()? };
+    let agrees = |ends: &[(i64, i64)], bound| ends.iter().all(|&(limited, free)| limited == bound || limited == free);
+    (agrees(&low, lo) && agrees(&high, hi) && lo <= hi).then(|| Requant { lo, hi, ..requant.clone() })
 }
 
 fn by_one_of_requant(m: &Match) -> Option<Bindings> {
@@ -101,7 +102,7 @@ fn by_one_of_requant(m: &Match) -> Option<Bindings> {
 
 fn requant_of_by_one(m: &Match) -> Option<Bindings> {
     let (outer, inner) = (m.requant("o")?, m.requant("i")?);
-    if !all_one(&m.dyadics("m", "s")?) {
+    if !all_one(&m.dyadics("m", "s")?) || narrows(inner.elem, m.ty("x")?) {
         return None;
     }
     let offset = i64::from(inner.dst_zero) - i64::from(inner.src_zero);
@@ -146,6 +147,12 @@ fn is_free(requant: &Requant, dyadics: &[Dyadic], range: Range) -> bool {
     })
 }
 
+/// Whether a value stored as `elem` takes less memory than the one it is made from. If it is read several
+/// times it had better be stored: no row makes its readers read the wider one instead.
+pub(super) fn narrows(elem: Elem, src: &TensorType) -> bool {
+    elem.bytes() < src.elem.bytes()
+}
+
 /// Narrows where the source is wider than the result, that is where a convolution's branch may have to
 /// be stored; a residual operand that is read narrow is not stored again.
 fn narrowed(m: &Match) -> Option<Bindings> {
@@ -157,7 +164,7 @@ fn narrowed(m: &Match) -> Option<Bindings> {
         Elem::I4 => Elem::I8,
         wide => wide,
     };
-    let gains = elem.bytes() < requant.elem.bytes() && elem.bytes() < m.ty("x")?.elem.bytes();
+    let gains = elem.bytes() < requant.elem.bytes() && narrows(elem, m.ty("x")?);
     gains.then(|| Bindings::new().op("c", Requant { elem, ..requant.clone() }))
 }
 

@@ -18,8 +18,8 @@ use crate::saturate::lower;
 use networks::random_inputs;
 
 /// Instances on which a row has to fire, and instances tried for that.
-const FIRED: usize = 100;
-const TRIED: usize = 40_000;
+const FIRED: usize = 250;
+const TRIED: usize = 400_000;
 
 #[test]
 fn every_row_keeps_every_bit() {
@@ -273,26 +273,39 @@ impl Draw<'_> {
     }
 
     fn scales(&mut self, src: ValueId) -> Option<(Tensor, Tensor)> {
-        if let Some(scales) = self.scales.clone()
-            && self.rng.random_bool(0.5)
-        {
-            return Some(scales);
-        }
+        let (mult, shift) = match (self.rng.random_range(0..5), self.scales.clone()) {
+            (0 | 1, Some(scales)) => return Some(scales),
+            // The same mult with other shifts.
+            (2, Some((mult, _))) => {
+                let shifts = (0..mult.len()).map(|_| self.rng.random_range(28..42));
+                let shift = Tensor::from_ints(Elem::U8, mult.shape(), shifts).ok()?;
+                (mult, shift)
+            }
+            _ => self.new_scales(src)?,
+        };
+        self.scales = Some((mult.clone(), shift.clone()));
+        Some((mult, shift))
+    }
+
+    fn new_scales(&mut self, src: ValueId) -> Option<(Tensor, Tensor)> {
         let shape = self.graph.ty(src).shape.clone();
-        let channels = *shape.last()?;
         let shape = match self.rng.random_range(0..6) {
             0 | 1 => vec![1],
-            2 | 3 => vec![channels],
-            4 if shape.len() == 4 => vec![shape[1], shape[2], 1],
+            2..4 => vec![*shape.last()?],
+            // Any trailing axes, each whole or one.
+            4 => {
+                let rank = self.rng.random_range(1..=shape.len());
+                let axes = shape[shape.len() - rank..].iter();
+                axes.map(|&d| if self.rng.random_bool(0.5) { d } else { 1 }).collect()
+            }
             _ => vec![1; shape.len()],
         };
         let count: usize = shape.iter().product();
-        let mode = self.rng.random_range(0..5);
+        let mode = self.rng.random_range(0..6);
         let first = self.scale(mode);
-        let scales: Vec<(i64, i64)> = (0..count).map(|_| if mode == 4 { self.scale(mode) } else { first }).collect();
+        let scales: Vec<(i64, i64)> = (0..count).map(|_| if mode >= 4 { self.scale(mode) } else { first }).collect();
         let mult = Tensor::from_ints(Elem::I32, shape.clone(), scales.iter().map(|s| s.0)).ok()?;
         let shift = Tensor::from_ints(Elem::U8, shape, scales.iter().map(|s| s.1)).ok()?;
-        self.scales = Some((mult.clone(), shift.clone()));
         Some((mult, shift))
     }
 
@@ -343,8 +356,17 @@ impl Draw<'_> {
                 Requant { src_zero, dst_zero, lo, hi, round, elem }.into()
             }
             "max_pool" => {
-                let (kernel, stride, pad, dilation) = (self.pair(), self.pair(), self.padding(), self.pair());
-                MaxPool { kernel, stride, pad, dilation }.into()
+                let [kernel, stride, dilation] = [self.pair(), self.pair(), self.pair()];
+                let [top, left] = kernel.map(|k| self.rng.random_range(0..k));
+                // Half of the pools keep the size of the image.
+                let same = MaxPool {
+                    kernel,
+                    stride: [1, 1],
+                    pad: [top, left, kernel[0] - 1 - top, kernel[1] - 1 - left],
+                    dilation: [1, 1],
+                };
+                let other = MaxPool { kernel, stride, pad: self.padding(), dilation };
+                pick(self.rng, &[same, other]).into()
             }
             "sum_pool" => {
                 let (kernel, stride, pad) = (self.pair(), self.pair(), self.padding());

@@ -29,3 +29,20 @@ pub fn random_tensor(ty: &TensorType, rng: &mut impl Rng) -> Tensor {
     });
     Tensor::from_ints(ty.elem, ty.shape.clone(), values).unwrap()
 }
+
+/// The kernels of a fused graph, with their operands.
+pub fn kernels(graph: &Graph) -> String {
+    let lines = text::print(graph);
+    let keep = |line: &&str| !line.contains(" = const ");
+    lines.lines().filter(keep).collect::<Vec<_>>().join("\n")
+}
+
+/// Compares with a file beside this one; `HAWQC_BLESS=1` writes it instead.
+pub fn expect(file: &str, found: &str) {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(file);
+    if std::env::var_os("HAWQC_BLESS").is_some() {
+        std::fs::write(&path, format!("{found}\n")).unwrap();
+    }
+    let expected = std::fs::read_to_string(&path).unwrap();
+    assert_eq!(found, expected.trim_end(), "\n{found}");
+}
