@@ -1,0 +1,142 @@
+//! Kernels: from a [`KernelSpec`] and its constants to machine code.
+//!
+//! In: a spec in one of the supported forms, the data of its constant operands, a target and a
+//! schedule. Out: a [`Lowered`] kernel: a [`Body`] that emits the code, the constant tables the code reads,
+//! and how the work may be split.
+//!
+//! The contract of every body, wherever its code comes from: it is a function
+//! `(pointers, task, tasks)`, where `pointers` is a table of addresses in the order of
+//! [`Frame`]: the result, the operands in [`Lowered::operands`], the tables, and the scratch memory of
+//! all tasks. Task `t` of `n` writes its part of the result and nothing else; the parts of all tasks
+//! together are the whole. It reads no byte outside its operands and calls nothing.
+
+mod border;
+mod conv;
+mod depthwise;
+pub mod emit;
+pub mod epilogue;
+mod gather;
+mod movement;
+mod pointwise;
+mod pool;
+mod products;
+mod requant;
+mod rows;
+
+use cranelift_codegen::ir::{Value, types};
+use hawqc_ir::{KernelSpec, Op, Tensor};
+use hawqc_schedules::{ConvGeometry, Schedule};
+
+use crate::error::Unsupported;
+use crate::target::Target;
+use emit::Code;
+pub use epilogue::EpilogueForm;
+
+/// Most tasks a step is ever split into; bounds scratch memory.
+pub const MAX_TASKS: usize = 64;
+/// Work, in element operations, that is worth handing to another thread.
+const TASK_WORK: u64 = 100_000;
+
+/// Emits the code of a kernel.
+pub trait Body: Sync {
+    fn emit(&self, c: &mut Code, frame: &Frame) -> Result<(), Unsupported>;
+}
+
+/// A constant table.
+pub struct Table {
+    pub bytes: Vec<u8>,
+    pub is_weights: bool,
+}
+
+impl Table {
+    pub fn new(bytes: Vec<u8>) -> Table {
+        Table { bytes, is_weights: false }
+    }
+}
+
+/// A kernel ready to be emitted.
+pub struct Lowered {
+    /// Short name of the family, for symbols and people.
+    pub family: &'static str,
+    pub body: Box<dyn Body>,
+    /// Operands of the spec that the body reads through pointers, in the order of the pointer
+    /// table.
+    pub operands: Vec<usize>,
+    pub tables: Vec<Table>,
+    /// What of the constants the code (not only the tables) depends on.
+    pub forms: EpilogueForm,
+    /// Scratch memory of one task.
+    pub scratch_bytes: usize,
+    /// Independent units of work.
+    pub units: usize,
+    /// Element operations, for the serial cut-off.
+    pub work: u64,
+    /// Multiply-accumulates.
+    pub macs: u64,
+    /// Whether the code handles floats.
+    pub is_border: bool,
+}
+
+impl Lowered {
+    /// Most tasks this kernel may be split into: 1 where handing over costs more than it gains.
+    pub fn max_tasks(&self) -> usize {
+        let by_work = usize::try_from(self.work / TASK_WORK).unwrap_or(MAX_TASKS);
+        self.units.min(by_work).clamp(1, MAX_TASKS)
+    }
+}
+
+/// Addresses and numbers a body runs with.
+pub struct Frame {
+    pub dst: Value,
+    /// In the order of [`Lowered::operands`].
+    pub operands: Vec<Value>,
+    pub tables: Vec<Value>,
+    /// Scratch memory of this task; null if the kernel needs none.
+    pub scratch: Value,
+    pub task: Value,
+    pub tasks: Value,
+}
+
+impl Frame {
+    /// Loads the addresses from the pointer table.
+    pub fn load(c: &mut Code, lowered: &Lowered, pointers: Value, task: Value, tasks: Value) -> Frame {
+        let count = 1 + lowered.operands.len() + lowered.tables.len();
+        let mut all: Vec<Value> = (0..count).map(|i| c.load(types::I64, pointers, 8 * i)).collect();
+        let scratch = match lowered.scratch_bytes {
+            0 => c.int(0),
+            bytes => {
+                let base = c.load(types::I64, pointers, 8 * count);
+                c.offset(base, task, bytes)
+            }
+        };
+        let tables = all.split_off(1 + lowered.operands.len());
+        let operands = all.split_off(1);
+        Frame { dst: all[0], operands, tables, scratch, task, tasks }
+    }
+}
+
+/// Chooses the family for a spec. `constants[i]` is the data of operand `i` if it is constant.
+pub fn lower(
+    spec: &KernelSpec,
+    constants: &[Option<&Tensor>],
+    target: &Target,
+    schedule: Schedule,
+) -> Result<Lowered, Unsupported> {
+    let Some(first) = spec.steps().first() else {
+        return Err(Unsupported::new("a kernel without steps"));
+    };
+    let floats = spec.operands().iter().map(|ty| ty.is_float());
+    match &first.op {
+        Op::Quantize(_) | Op::Dequantize(_) | Op::Softmax(_) => border::lower(spec, constants),
+        Op::Transpose(_) if spec.steps().len() == 2 => border::lower(spec, constants),
+        Op::Concat(_) | Op::Pad(_) | Op::Transpose(_) if spec.steps().len() == 1 => movement::lower(spec),
+        _ if floats.into_iter().any(|float| float) => {
+            Err(Unsupported::new(format!("`{}` of floats", first.op.name())))
+        }
+        Op::Conv(_) if ConvGeometry::of(spec).is_none() => depthwise::lower(spec, constants),
+        Op::Conv(_) => conv::lower(spec, constants, target, schedule),
+        Op::MaxPool(_) | Op::SumPool(_) => pool::lower(spec, constants),
+        Op::Requant(_) | Op::Add(_) | Op::Clamp(_) => pointwise::lower(spec, constants),
+        op => Err(Unsupported::new(format!("a kernel starting with `{}`", op.name()))),
+    }
+}

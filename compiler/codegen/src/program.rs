@@ -1,0 +1,369 @@
+//! From a fused graph to a program: kernels, steps, constants and the place of every value.
+//!
+//! In: a graph whose operators are all kernels and reshapes (a reshape is the same bytes under another
+//! shape). Out: a [`Program`]: the distinct kernels, the steps that run them in order, each with the
+//! places of its operands, the constants with duplicates removed, and the memory plan. Nothing here
+//! knows machine code.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use hawqc_ir::{Graph, KernelSpec, Op, Tensor, ValueId, text};
+use hawqc_schedules::{Machine, Schedule};
+
+use crate::error::CodegenError;
+use crate::interface::Interface;
+use crate::kernels::{self, EpilogueForm, Lowered};
+use crate::memory_plan::{self, Block, MemoryPlan};
+use crate::target::{Arch, Dot, Target};
+
+/// What to compile for, and how.
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub target: Target,
+    /// Give every value its own place, recorded in the manifest.
+    pub keep_values: bool,
+    /// Schedules of particular specs; all others get the default one.
+    pub schedules: BTreeMap<KernelSpec, Schedule>,
+    /// Keep the text of every function in Cranelift IR and assembly.
+    pub listing: bool,
+}
+
+impl Options {
+    pub fn new(target: Target) -> Options {
+        Options { target, keep_values: false, schedules: BTreeMap::new(), listing: false }
+    }
+}
+
+/// The facts of a target that schedules depend on.
+pub fn machine(target: &Target) -> Machine {
+    Machine {
+        vector_registers: match target.arch() {
+            Arch::X86_64 => 16,
+            Arch::Aarch64 => 32,
+        },
+        quad_dot: matches!(target.dot(), Dot::Vnni | Dot::Sdot | Dot::Usdot),
+    }
+}
+
+/// Where bytes lie at run time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Byte offset in the arena.
+    Arena(usize),
+    /// The model's input of this position.
+    Input(usize),
+    /// The program's constant of this position.
+    Constant(usize),
+}
+
+/// A kernel's code, shared by all steps with the same spec, schedule and constant-dependent form.
+pub struct Kernel {
+    /// Name for symbols and people, e.g. `kernel.3.conv`.
+    pub name: String,
+    pub schedule: Schedule,
+    pub lowered: Lowered,
+}
+
+/// One run of a kernel.
+pub struct Step {
+    pub value: ValueId,
+    /// Name of the source node.
+    pub name: String,
+    /// Symbol of the step's function.
+    pub symbol: String,
+    /// Position of the kernel.
+    pub kernel: usize,
+    pub dst: Place,
+    pub operands: Vec<Place>,
+    /// Positions of the constants.
+    pub tables: Vec<usize>,
+    pub scratch: Option<Place>,
+    pub max_tasks: usize,
+    /// Whether the integer entry point runs it too.
+    pub in_integer: bool,
+}
+
+/// Constant bytes.
+pub struct Constant {
+    pub bytes: Vec<u8>,
+    pub is_weights: bool,
+}
+
+pub struct Program<'g> {
+    pub graph: &'g Graph,
+    pub kernels: Vec<Kernel>,
+    pub steps: Vec<Step>,
+    pub constants: Vec<Constant>,
+    pub plan: MemoryPlan,
+    pub interface: Interface,
+    pub copies: Copies,
+    /// The place of each value, by index.
+    places: Vec<Option<Place>>,
+}
+
+/// A value to copy between a tensor of the caller and the model's own memory.
+#[derive(Clone, Copy, Debug)]
+pub struct Copy {
+    /// Position among the inputs or outputs.
+    pub port: usize,
+    pub place: Place,
+    pub bytes: usize,
+}
+
+/// The copies at the ends of the two entry points.
+#[derive(Default)]
+pub struct Copies {
+    pub integer_inputs: Vec<Copy>,
+    pub border_outputs: Vec<Copy>,
+    pub integer_outputs: Vec<Copy>,
+}
+
+impl<'g> Program<'g> {
+    pub fn new(graph: &'g Graph, options: &Options) -> Result<Program<'g>, CodegenError> {
+        let interface = Interface::new(graph)?;
+        let mut builder = Builder::default();
+        let order = kernel_values(graph)?;
+        let drafts = order
+            .iter()
+            .map(|&(value, spec)| builder.draft(graph, options, value, spec))
+            .collect::<Result<Vec<Draft>, _>>()?;
+        let (blocks, block_of) = blocks(graph, &interface, &order, &drafts);
+        let plan = memory_plan::plan(&blocks, options.keep_values)?;
+        let mut places = vec![None; graph.len()];
+        for (position, &id) in graph.inputs().iter().enumerate() {
+            places[id.index()] = Some(Place::Input(position));
+        }
+        for id in graph.values() {
+            match graph.op(id) {
+                Op::Reshape(_) => places[id.index()] = graph.args(id).first().and_then(|a| places[a.index()]),
+                Op::Const(_) => {}
+                _ => {
+                    if let Some(&block) = block_of.get(&id) {
+                        places[id.index()] = Some(Place::Arena(plan.offsets[block]));
+                    }
+                }
+            }
+        }
+        let mut program =
+            Program { graph, kernels: Vec::new(), steps: Vec::new(), constants: Vec::new(), plan, interface, copies: Copies::default(), places };
+        let scratch_of = blocks.len() - drafts.iter().filter(|d| d.scratch_bytes > 0).count();
+        let mut scratch = program.plan.offsets[scratch_of..].iter().map(|&offset| Place::Arena(offset)).collect::<Vec<_>>().into_iter();
+        for ((index, draft), &(value, _)) in drafts.into_iter().enumerate().zip(&order) {
+            let dst = program.place(value, &mut builder)?;
+            let operands =
+                draft.operands.iter().map(|&arg| program.place(arg, &mut builder)).collect::<Result<Vec<_>, _>>()?;
+            let kernel = &builder.kernels[draft.kernel];
+            let prefix = if kernel.lowered.is_border { "border" } else { "step" };
+            program.steps.push(Step {
+                value,
+                name: graph.name(value).to_owned(),
+                symbol: format!("{prefix}.{index}.{}", sanitised(graph.name(value))),
+                kernel: draft.kernel,
+                dst,
+                operands,
+                tables: draft.tables,
+                scratch: if draft.scratch_bytes > 0 { scratch.next() } else { None },
+                max_tasks: draft.max_tasks,
+                in_integer: program.interface.integer_values.contains(&value),
+            });
+        }
+        program.copies = program.plan_copies(&mut builder)?;
+        let (kernels, constants) = builder.finish();
+        (program.kernels, program.constants) = (kernels, constants);
+        Ok(program)
+    }
+
+    /// The place of a value; constants are added where they are first needed.
+    fn place(&self, value: ValueId, builder: &mut Builder) -> Result<Place, CodegenError> {
+        let root = root(self.graph, value);
+        if let Some(tensor) = self.graph.tensor(root) {
+            return Ok(Place::Constant(builder.constant(tensor.to_bytes(), false)));
+        }
+        self.place_of(root)
+    }
+
+    /// The place of a value that is no constant.
+    pub fn place_of(&self, value: ValueId) -> Result<Place, CodegenError> {
+        let place = self.places.get(root(self.graph, value).index()).copied().flatten();
+        place.ok_or_else(|| CodegenError::Internal(format!("value {} has no place", value.index())))
+    }
+
+    fn plan_copies(&self, builder: &mut Builder) -> Result<Copies, CodegenError> {
+        let mut copies = Copies::default();
+        let mut copy = |port: usize, value: ValueId| -> Result<Copy, CodegenError> {
+            Ok(Copy { port, place: self.place(value, builder)?, bytes: self.graph.ty(value).bytes() })
+        };
+        for (position, port) in self.interface.inputs.iter().enumerate() {
+            if let Some((value, _)) = &port.integer {
+                copies.integer_inputs.push(copy(position, *value)?);
+            }
+        }
+        for (position, port) in self.interface.outputs.iter().enumerate() {
+            let integer = port.integer.as_ref().map_or(port.value, |(value, _)| *value);
+            copies.border_outputs.push(copy(position, port.value)?);
+            copies.integer_outputs.push(copy(position, integer)?);
+        }
+        Ok(copies)
+    }
+
+    /// The schedule text of the program: one line for each step.
+    pub fn schedule_text(&self) -> String {
+        let line = |(index, step): (usize, &Step)| {
+            let kernel = &self.kernels[step.kernel];
+            let tasks = step.max_tasks;
+            format!("{index} {} : {} | {} | tasks<={tasks}\n", step.name, kernel.name, kernel.schedule)
+        };
+        self.steps.iter().enumerate().map(line).collect()
+    }
+}
+
+/// The value whose bytes a value has.
+pub fn root(graph: &Graph, value: ValueId) -> ValueId {
+    let mut value = value;
+    while let (Op::Reshape(_), Some(&src)) = (graph.op(value), graph.args(value).first()) {
+        value = src;
+    }
+    value
+}
+
+/// The live kernels in order; an error if the graph holds anything else that is live.
+fn kernel_values(graph: &Graph) -> Result<Vec<(ValueId, &KernelSpec)>, CodegenError> {
+    let live = graph.live();
+    let mut order = Vec::new();
+    for id in graph.values().filter(|id| live[id.index()]) {
+        match graph.op(id) {
+            Op::Kernel(spec) => order.push((id, spec.as_ref())),
+            Op::Input(_) | Op::Const(_) | Op::Reshape(_) => {}
+            op => {
+                return Err(CodegenError::NotFused { node: graph.name(id).to_owned(), op: op.name().to_owned() });
+            }
+        }
+    }
+    Ok(order)
+}
+
+/// A step before its operands have places.
+struct Draft {
+    kernel: usize,
+    operands: Vec<ValueId>,
+    tables: Vec<usize>,
+    scratch_bytes: usize,
+    max_tasks: usize,
+}
+
+/// Kernels and constants found so far.
+#[derive(Default)]
+struct Builder {
+    kernels: Vec<Kernel>,
+    by_key: BTreeMap<(KernelSpec, Schedule, EpilogueForm), usize>,
+    constants: Vec<Constant>,
+    by_hash: BTreeMap<u64, Vec<usize>>,
+}
+
+impl Builder {
+    fn draft(
+        &mut self,
+        graph: &Graph,
+        options: &Options,
+        value: ValueId,
+        spec: &KernelSpec,
+    ) -> Result<Draft, CodegenError> {
+        let node = || if graph.name(value).is_empty() { format!("%{}", value.index()) } else { graph.name(value).to_owned() };
+        let machine = machine(&options.target);
+        let schedule = match options.schedules.get(spec) {
+            Some(&schedule) => {
+                let checked = schedule.legal(spec, machine);
+                checked.map_err(|source| CodegenError::Schedule { node: node(), source })?;
+                schedule
+            }
+            None => Schedule::default_for(spec, machine),
+        };
+        let args = graph.args(value);
+        let constants: Vec<Option<&Tensor>> = args.iter().map(|&a| graph.tensor(a).map(|t| t.as_ref())).collect();
+        let mut lowered = kernels::lower(spec, &constants, &options.target, schedule).map_err(|reason| {
+            CodegenError::Unsupported { node: node(), reason, spec: text::print_spec(spec) }
+        })?;
+        let tables = std::mem::take(&mut lowered.tables);
+        let count = tables.len();
+        let tables = tables.into_iter().map(|table| self.constant(table.bytes, table.is_weights)).collect();
+        let draft = Draft {
+            kernel: 0,
+            operands: lowered.operands.iter().map(|&i| args[i]).collect(),
+            tables,
+            scratch_bytes: lowered.scratch_bytes * lowered.max_tasks(),
+            max_tasks: lowered.max_tasks(),
+        };
+        let kernels = &mut self.kernels;
+        let key = (spec.clone(), schedule, lowered.forms.clone());
+        let kernel = *self.by_key.entry(key).or_insert_with(|| {
+            let prefix = if lowered.is_border { "border.kernel" } else { "kernel" };
+            let name = format!("{prefix}.{}.{}", kernels.len(), lowered.family);
+            // The code needs to know how many tables there are, not what they hold.
+            lowered.tables = (0..count).map(|_| kernels::Table::new(Vec::new())).collect();
+            kernels.push(Kernel { name, schedule, lowered });
+            kernels.len() - 1
+        });
+        Ok(Draft { kernel, ..draft })
+    }
+
+    /// The position of a constant, added if there is none with the same bytes.
+    fn constant(&mut self, bytes: Vec<u8>, is_weights: bool) -> usize {
+        let mut hasher = DefaultHasher::new();
+        bytes.hash(&mut hasher);
+        let same = self.by_hash.entry(hasher.finish()).or_default();
+        if let Some(&found) = same.iter().find(|&&i| self.constants[i].bytes == bytes) {
+            self.constants[found].is_weights |= is_weights;
+            return found;
+        }
+        same.push(self.constants.len());
+        self.constants.push(Constant { bytes, is_weights });
+        self.constants.len() - 1
+    }
+
+    fn finish(self) -> (Vec<Kernel>, Vec<Constant>) {
+        (self.kernels, self.constants)
+    }
+}
+
+/// The blocks of memory: one for each kernel's result, then one for each step with scratch memory;
+/// and the block of each result. Step `i` is time `i + 1`: at time 0 integer inputs are copied in,
+/// after the last step outputs are copied out.
+fn blocks(
+    graph: &Graph,
+    interface: &Interface,
+    order: &[(ValueId, &KernelSpec)],
+    drafts: &[Draft],
+) -> (Vec<Block>, BTreeMap<ValueId, usize>) {
+    let end = order.len() + 1;
+    let mut blocks = Vec::new();
+    let mut block_of = BTreeMap::new();
+    for (time, &(value, _)) in order.iter().enumerate() {
+        block_of.insert(value, blocks.len());
+        let first = if interface.integer_inputs().any(|v| v == value) { 0 } else { time + 1 };
+        blocks.push(Block { bytes: graph.ty(value).bytes(), first, last: time + 1 });
+    }
+    for (time, draft) in drafts.iter().enumerate() {
+        for &operand in &draft.operands {
+            if let Some(&block) = block_of.get(&root(graph, operand)) {
+                blocks[block].last = blocks[block].last.max(time + 1);
+            }
+        }
+    }
+    let finals: BTreeSet<ValueId> = interface.final_values().map(|v| root(graph, v)).collect();
+    for value in finals {
+        if let Some(&block) = block_of.get(&value) {
+            blocks[block].last = end;
+        }
+    }
+    for (time, draft) in drafts.iter().enumerate().filter(|(_, d)| d.scratch_bytes > 0) {
+        blocks.push(Block { bytes: draft.scratch_bytes, first: time + 1, last: time + 1 });
+    }
+    (blocks, block_of)
+}
+
+/// A node's name as part of a symbol.
+fn sanitised(name: &str) -> String {
+    let keep = |c: char| if c.is_ascii_alphanumeric() || c == '_' || c == '.' { c } else { '_' };
+    name.chars().map(keep).take(64).collect()
+}

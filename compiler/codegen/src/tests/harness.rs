@@ -1,0 +1,261 @@
+//! Runs one kernel through the JIT with its operands against guard pages, and compares with the
+//! interpreter.
+
+use std::ffi::c_void;
+use std::sync::Arc;
+
+use hawqc_ir::text::seeded;
+use hawqc_ir::*;
+use hawqc_runtime::abi::{Call, RunFn, TaskFn};
+use hawqc_schedules::Schedule;
+
+use crate::lower::lower;
+use crate::object::{JitCode, jit_module};
+use crate::program::{Options, Program, machine};
+use crate::target::Target;
+
+/// A buffer that ends, or starts, at a page that cannot be touched.
+pub struct Guarded {
+    base: *mut u8,
+    total: usize,
+    start: *mut u8,
+    len: usize,
+}
+
+const PAGE: usize = 4096;
+
+unsafe extern "C" {
+    fn mmap(addr: *mut c_void, len: usize, prot: i32, flags: i32, fd: i32, offset: i64) -> *mut c_void;
+    fn mprotect(addr: *mut c_void, len: usize, prot: i32) -> i32;
+    fn munmap(addr: *mut c_void, len: usize) -> i32;
+}
+
+impl Guarded {
+    /// `len` bytes of 0xa5, flush with the guard page behind (`at_end`) or before them.
+    pub fn new(len: usize, at_end: bool) -> Guarded {
+        let inner = len.max(1).next_multiple_of(PAGE);
+        let total = inner + 2 * PAGE;
+        // SAFETY: an anonymous private mapping of fresh pages (PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS).
+        let base = unsafe { mmap(std::ptr::null_mut(), total, 0, 0x22, -1, 0) }.cast::<u8>();
+        assert_ne!(base as isize, -1);
+        // SAFETY: inside the mapping just made; read and write.
+        assert_eq!(unsafe { mprotect(base.add(PAGE).cast(), inner, 3) }, 0);
+        let shift = if at_end { inner - len } else { 0 };
+        // SAFETY: inside the mapping.
+        let start = unsafe { base.add(PAGE + shift) };
+        let mut buffer = Guarded { base, total, start, len };
+        buffer.bytes().fill(0xa5);
+        buffer
+    }
+
+    pub fn holding(bytes: &[u8], at_end: bool) -> Guarded {
+        let mut buffer = Guarded::new(bytes.len(), at_end);
+        buffer.bytes().copy_from_slice(bytes);
+        buffer
+    }
+
+    pub fn bytes(&mut self) -> &mut [u8] {
+        // SAFETY: `start..start + len` is mapped for reading and writing while `self` lives.
+        unsafe { std::slice::from_raw_parts_mut(self.start, self.len) }
+    }
+}
+
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        // SAFETY: the mapping made in `new`.
+        unsafe { munmap(self.base.cast(), self.total) };
+    }
+}
+
+/// Runs the tasks of a step one after the other, the last first.
+unsafe extern "C" fn backwards(_: *mut c_void, run: TaskFn, call: *const Call, tasks: i64) {
+    for task in (0..tasks).rev() {
+        // SAFETY: as the model called us.
+        unsafe { run(call, task, tasks) };
+    }
+}
+
+/// A kernel with its operands.
+#[derive(Clone, Debug)]
+pub struct Case {
+    pub name: String,
+    pub operands: Vec<Operand>,
+    pub body: Vec<(Op, Vec<Arg>)>,
+}
+
+#[derive(Clone, Debug)]
+pub enum Operand {
+    Constant(Tensor),
+    /// A declared type and a value of it.
+    Input(TensorType, Tensor),
+}
+
+impl Operand {
+    pub fn input(ty: TensorType, seed: u64) -> Operand {
+        let range = ty.range.unwrap_or(Range::new(-2000, 2000));
+        let tensor = seeded(&ty, seed, range).unwrap();
+        Operand::Input(ty, tensor)
+    }
+
+    /// The extremes of the type's range in a pattern that depends on the seed.
+    pub fn extreme(ty: TensorType, seed: u64) -> Operand {
+        let range = ty.range.unwrap();
+        let choice = seeded(&TensorType::new(Elem::U8, ty.shape.clone()), seed, Range::new(0, 5)).unwrap();
+        let pick = |c: i64| if c % 2 == seed as i64 % 2 { range.lo } else { range.hi };
+        let values = choice.ints().unwrap().into_iter().map(|c| if seed.is_multiple_of(3) { range.hi } else { pick(c) });
+        Operand::Input(ty.clone(), Tensor::from_ints(ty.elem, ty.shape.clone(), values).unwrap())
+    }
+
+    fn ty(&self) -> TensorType {
+        match self {
+            Operand::Constant(tensor) => tensor.ty(),
+            Operand::Input(ty, _) => ty.clone(),
+        }
+    }
+
+    fn tensor(&self) -> &Tensor {
+        match self {
+            Operand::Constant(tensor) | Operand::Input(_, tensor) => tensor,
+        }
+    }
+}
+
+impl Case {
+    pub fn spec(&self) -> KernelSpec {
+        let types = self.operands.iter().map(Operand::ty).collect();
+        KernelSpec::new(types, self.body.clone()).unwrap_or_else(|e| panic!("{}: {e}", self.name))
+    }
+
+    pub fn graph(&self) -> (Graph, Vec<Tensor>) {
+        let mut graph = Graph::new();
+        let mut inputs = Vec::new();
+        let mut args = Vec::new();
+        for (i, operand) in self.operands.iter().enumerate() {
+            args.push(match operand {
+                Operand::Constant(tensor) => graph.constant(tensor.clone()),
+                Operand::Input(ty, tensor) => {
+                    inputs.push(tensor.clone());
+                    graph.input(format!("x{i}"), ty.clone()).unwrap()
+                }
+            });
+        }
+        let value = graph.add(self.name.clone(), Op::Kernel(Arc::new(self.spec())), &args).unwrap();
+        graph.output("y", value);
+        (graph, inputs)
+    }
+
+    pub fn expected(&self) -> Tensor {
+        let args: Vec<&Tensor> = self.operands.iter().map(Operand::tensor).collect();
+        self.spec().eval(&args).unwrap_or_else(|e| panic!("{}: {e}", self.name))
+    }
+
+    /// Checks every given schedule, with the given numbers of tasks, on a target.
+    pub fn check(&self, target: &Target, schedules: &[Schedule], threads: &[i64]) {
+        let expected = self.expected();
+        for &schedule in schedules {
+            self.check_against(&expected, target, schedule, threads);
+        }
+    }
+
+    pub fn check_default(&self, target: &Target) {
+        let schedule = Schedule::default_for(&self.spec(), machine(target));
+        self.check(target, &[schedule], &[1, 3]);
+    }
+
+    fn check_against(&self, expected: &Tensor, target: &Target, schedule: Schedule, threads: &[i64]) {
+        let (graph, inputs) = self.graph();
+        let mut options = Options::new(target.clone());
+        options.schedules.insert(self.spec(), schedule);
+        let program = Program::new(&graph, &options).unwrap_or_else(|e| panic!("{}: {e}", self.name));
+        let mut program = program;
+        // Small cases would never be split.
+        for step in &mut program.steps {
+            let units = program.kernels[step.kernel].lowered.units;
+            step.max_tasks = if step.scratch.is_some() { step.max_tasks } else { units.min(64) };
+        }
+        let mut module = jit_module(target, 64 << 20).unwrap();
+        let defined = lower(&mut module, &program, Vec::from(*b"test"), false).unwrap_or_else(|e| panic!("{}: {e}", self.name));
+        let code = JitCode::finish(module).unwrap();
+        // SAFETY: `lower` defines entry points of this type, and `code` outlives the calls.
+        let run = unsafe { std::mem::transmute::<*const u8, RunFn>(code.function(defined.run)) };
+        for &threads in threads {
+            for at_end in [true, false] {
+                let found = self.run(run, &program, &inputs, expected, threads, at_end);
+                if found != expected.to_bytes() {
+                    let found = Tensor::from_bytes(expected.elem(), expected.shape(), &found).unwrap();
+                    panic!("{} with {schedule} on {target}, {threads} threads:\n{}", self.name, difference(expected, &found));
+                }
+            }
+        }
+    }
+
+    fn run(
+        &self,
+        run: RunFn,
+        program: &Program,
+        inputs: &[Tensor],
+        expected: &Tensor,
+        threads: i64,
+        at_end: bool,
+    ) -> Vec<u8> {
+        let inputs: Vec<Guarded> = inputs.iter().map(|t| Guarded::holding(&t.to_bytes(), at_end)).collect();
+        let mut output = Guarded::new(expected.to_bytes().len(), at_end);
+        let mut arena = Guarded::new(program.plan.arena_bytes, at_end);
+        let input_pointers: Vec<*const c_void> = inputs.iter().map(|i| i.start.cast_const().cast()).collect();
+        let output_pointers = [output.start.cast::<c_void>()];
+        let call = Call {
+            inputs: input_pointers.as_ptr(),
+            outputs: output_pointers.as_ptr(),
+            arena: arena.start,
+            threads,
+            parallel_for: Some(backwards),
+            pool: std::ptr::null_mut(),
+            on_step: None,
+            on_step_user: std::ptr::null_mut(),
+        };
+        // SAFETY: every buffer has the size the program asks for and outlives the call.
+        unsafe { run(&raw const call) };
+        if program.steps[0].scratch.is_none() {
+            let used = output.len;
+            assert!(arena.bytes()[used..].iter().all(|&b| b == 0xa5), "{} wrote behind its result", self.name);
+        }
+        output.bytes().to_vec()
+    }
+}
+
+fn difference(expected: &Tensor, found: &Tensor) -> String {
+    let (e, f) = match (expected.ints(), found.ints()) {
+        (Ok(e), Ok(f)) => (e, f),
+        _ => {
+            let bits = |t: &Tensor| t.f32s().unwrap().iter().map(|v| v.to_bits().into()).collect::<Vec<i64>>();
+            (bits(expected), bits(found))
+        }
+    };
+    let wrong: Vec<usize> = (0..e.len()).filter(|&i| e[i] != f[i]).collect();
+    let first: Vec<String> =
+        wrong.iter().take(8).map(|&i| format!("  [{i}] expected {} found {}", e[i], f[i])).collect();
+    format!("{} of {} elements of {:?} differ\n{}", wrong.len(), e.len(), expected.shape(), first.join("\n"))
+}
+
+/// The targets whose code this machine can run; the others are named on standard error, and are a
+/// failure where `HAWQC_REQUIRE` names one of their features (or is `all`).
+pub fn runnable_targets() -> Vec<Target> {
+    let required = std::env::var("HAWQC_REQUIRE").unwrap_or_default();
+    let mut out = Vec::new();
+    for name in ["x86-64-v2", "x86-64-v3", "x86-avxvnni", "x86-avx512", "aarch64", "aarch64-dotprod", "aarch64-i8mm"] {
+        let target = match name {
+            "aarch64-i8mm" => Target::parse("aarch64").unwrap().with_changes("+i8mm").unwrap(),
+            name => Target::parse(name).unwrap(),
+        };
+        if target.runs_here() {
+            out.push(target);
+            continue;
+        }
+        let missing: Vec<&str> = target.missing_here().iter().map(|f| f.name()).collect();
+        eprintln!("SKIPPED: kernels for {name} do not run on this machine (it lacks {missing:?})");
+        let demanded = required.split(',').any(|r| r == "all" || missing.contains(&r));
+        assert!(!demanded, "HAWQC_REQUIRE={required}, and {name} cannot run here");
+    }
+    assert!(!out.is_empty());
+    out
+}

@@ -1,0 +1,4 @@
+//! Compiled kernels against the interpreter, bit for bit.
+
+mod conv;
+mod harness;
