@@ -66,7 +66,11 @@ impl Graph {
     /// Adds a constant, or finds the one with the same content.
     pub fn constant(&mut self, tensor: impl Into<Arc<Tensor>>) -> ValueId {
         let tensor = tensor.into();
-        let key = tensor.const_id();
+        self.intern(tensor.const_id(), tensor)
+    }
+
+    /// Adds a constant whose identity is known; hashing is most of a constant's cost.
+    fn intern(&mut self, key: ConstId, tensor: Arc<Tensor>) -> ValueId {
         if let Some(&(_, id)) = self.constants.get(&key) {
             return id;
         }
@@ -199,7 +203,7 @@ impl Graph {
                 Op::Input(ty) => new.input(self.name(id), ty.clone())?,
                 _ if !live[id.index()] => continue,
                 Op::Const(key) => match self.constants.get(key) {
-                    Some((tensor, _)) => new.constant(Arc::clone(tensor)),
+                    Some((tensor, _)) => new.intern(*key, Arc::clone(tensor)),
                     None => return Err(self.invariant(id, "a constant without data").into()),
                 },
                 _ => {
