@@ -1,4 +1,9 @@
 //! Compiled kernels against the interpreter, bit for bit.
 
+mod border;
 mod conv;
 mod harness;
+mod model;
+mod movement;
+mod pointwise;
+mod pool;
