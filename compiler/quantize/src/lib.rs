@@ -6,7 +6,7 @@
 //! * [`calibrate`]: what values every activation takes, from a stream of inputs; `calib.json`.
 //! * [`plan`]: how many bits each layer gets; `bits.json`. [`hawq`]: HAWQ-V3's published choices by name.
 //! * [`insert`]: float graph, statistics and plan to a graph with `quantize`/`dequantize` pairs ("QDQ").
-//! * [`integerize`]: a QDQ graph, ours or imported, to integer arithmetic.
+//! * [`integerize()`]: a QDQ graph, ours or imported, to integer arithmetic.
 //! * [`weight_errors`]: what rounding the weights alone costs, per layer.
 //!
 //! Precision is decided here and nowhere else; what follows keeps every bit of the result.
