@@ -5,6 +5,7 @@
 
 use std::borrow::Cow;
 use std::path::Path;
+use std::rc::Rc;
 
 use hawqc_ir::{Data, Elem, Tensor};
 use tract_onnx::pb::TensorProto;
@@ -35,7 +36,8 @@ pub struct Quant {
 #[derive(Clone, Debug)]
 pub struct Constant {
     pub dims: Vec<usize>,
-    pub payload: Payload,
+    /// Shared, so that a change of shape or scale copies no data.
+    pub payload: Rc<Payload>,
     pub quant: Option<Quant>,
 }
 
@@ -43,12 +45,16 @@ pub struct Constant {
 const MAX_ELEMENTS: usize = 1 << 31;
 
 impl Constant {
+    pub fn new(dims: Vec<usize>, payload: Payload) -> Constant {
+        Constant { dims, payload: Rc::new(payload), quant: None }
+    }
+
     pub fn i64s(dims: Vec<usize>, values: Vec<i64>) -> Constant {
-        Constant { dims, payload: Payload::I64(values), quant: None }
+        Constant::new(dims, Payload::I64(values))
     }
 
     pub fn f32s(dims: Vec<usize>, values: Vec<f32>) -> Constant {
-        Constant { dims, payload: Payload::F32(values), quant: None }
+        Constant::new(dims, Payload::F32(values))
     }
 
     pub fn len(&self) -> usize {
@@ -57,12 +63,12 @@ impl Constant {
 
     /// Whether it stands for floats.
     pub fn is_float(&self) -> bool {
-        self.quant.is_some() || matches!(self.payload, Payload::F32(_))
+        self.quant.is_some() || matches!(*self.payload, Payload::F32(_))
     }
 
     /// The element, as ONNX would call it.
     pub fn type_name(&self) -> &'static str {
-        match &self.payload {
+        match &*self.payload {
             _ if self.quant.is_some() => "f32",
             Payload::F32(_) => "f32",
             Payload::I64(_) => "i64",
@@ -72,7 +78,7 @@ impl Constant {
 
     /// The values as floats, dequantised where needed.
     pub fn to_f32s(&self) -> Result<Cow<'_, [f32]>, NodeError> {
-        match (&self.payload, &self.quant) {
+        match (&*self.payload, &self.quant) {
             (Payload::F32(v), _) => Ok(Cow::Borrowed(v)),
             (Payload::Int(..), Some(quant)) => {
                 let inner: usize = self.dims.iter().skip(quant.axis + 1).product();
@@ -89,7 +95,7 @@ impl Constant {
 
     /// The values as indices, from int64 or int32.
     pub fn to_i64s(&self) -> Result<Vec<i64>, NodeError> {
-        match (&self.payload, &self.quant) {
+        match (&*self.payload, &self.quant) {
             (Payload::I64(v), None) => Ok(v.clone()),
             (Payload::Int(Elem::I32, Data::I32(v)), None) => Ok(v.iter().map(|&v| v.into()).collect()),
             _ => Err(invalid(format!("expected int64 or int32, found {}", self.type_name()))),
@@ -106,7 +112,7 @@ impl Constant {
 
     /// The stored elements, without `quant`, as a tensor of the IR in this order of axes.
     pub fn tensor(&self) -> Result<Tensor, NodeError> {
-        let (elem, data) = match &self.payload {
+        let (elem, data) = match &*self.payload {
             Payload::F32(v) if v.iter().all(|v| v.is_finite()) => (Elem::F32, Data::F32(v.clone())),
             Payload::F32(_) => return Err(invalid("a constant holds NaN or infinity")),
             Payload::Int(elem, data) => (*elem, data.clone()),
@@ -121,7 +127,7 @@ impl Constant {
             .quant
             .as_ref()
             .map(|q| Quant { axis: perm.iter().position(|&p| p == q.axis).unwrap_or(q.axis), ..q.clone() });
-        let payload = match &self.payload {
+        let payload = match &*self.payload {
             Payload::F32(v) => Payload::F32(permute(v, &self.dims, perm)),
             Payload::I64(v) => Payload::I64(permute(v, &self.dims, perm)),
             Payload::Int(elem, data) => Payload::Int(
@@ -135,7 +141,7 @@ impl Constant {
                 },
             ),
         };
-        Constant { dims: perm.iter().map(|&p| self.dims[p]).collect(), payload, quant }
+        Constant { dims: perm.iter().map(|&p| self.dims[p]).collect(), payload: Rc::new(payload), quant }
     }
 
     /// The same elements under other dimensions. A per-channel axis must survive as an axis.
@@ -160,7 +166,7 @@ impl Constant {
                 })?;
             q.axis = axis;
         }
-        Ok(Constant { dims: dims.to_vec(), payload: self.payload.clone(), quant })
+        Ok(Constant { dims: dims.to_vec(), payload: Rc::clone(&self.payload), quant })
     }
 }
 
@@ -256,7 +262,7 @@ pub fn decode(mut proto: TensorProto, base_dir: Option<&Path>) -> Result<Constan
     } else {
         from_fields(proto, elements)?
     };
-    Ok(Constant { dims, payload, quant: None })
+    Ok(Constant::new(dims, payload))
 }
 
 fn from_raw(proto: &TensorProto, elements: usize) -> Payload {

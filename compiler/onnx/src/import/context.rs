@@ -2,7 +2,7 @@
 //!
 //! Rank 4 is `[N, C, H, W]` in ONNX and `[N, H, W, C]` in the graph; every other rank is the same in both. Memory of a
 //! rank-4 value therefore differs from ONNX's row-major order, and operators that speak of that order (reshapes) go
-//! through [`Context::in_onnx_order`] and [`Context::from_onnx_order`].
+//! through [`Context::in_onnx_order`] and [`Context::shaped_as_in_onnx`].
 
 use std::path::Path;
 
@@ -131,7 +131,7 @@ impl Context<'_> {
     }
 
     /// The graph's form of a value of ONNX dimensions `dims`, from `id` whose memory is in their row-major order.
-    pub fn from_onnx_order(&mut self, name: &str, id: ValueId, dims: &[usize]) -> Result<ValueId, NodeError> {
+    pub fn shaped_as_in_onnx(&mut self, name: &str, id: ValueId, dims: &[usize]) -> Result<ValueId, NodeError> {
         let same_order = self.reshape(name, id, dims)?;
         if dims.len() == 4 { self.transpose(name, same_order, &NHWC) } else { Ok(same_order) }
     }

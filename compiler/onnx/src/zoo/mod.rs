@@ -5,8 +5,8 @@
 //! nodes of their own, module paths such as `layer1.0.conv1` as node names. The tensor a node writes is its name plus `.out`.
 //!
 //! What holds: the same name and options give the same bytes; activations of the float network are of order one at
-//! every depth for inputs of zero mean and unit variance, because batch-norm statistics are the analytic moments of
-//! the values they normalise (see [`net`]).
+//! every depth for inputs of zero mean and unit variance, because batch-norm statistics follow from the analytic
+//! moments of the values they normalise (see [`net`]).
 
 mod inception;
 mod mobilenet;

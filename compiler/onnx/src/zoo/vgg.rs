@@ -21,7 +21,7 @@ pub fn vgg11_bn(net: &mut Net) -> Result<Tensor, ZooError> {
         index += 1;
     }
     if x.height > 7 {
-        if x.height % 7 != 0 {
+        if !x.height.is_multiple_of(7) {
             let found = net.image_size().to_string();
             return Err(ZooError::Option { option: "image_size", found, supported: "up to 255, or a multiple of 224" });
         }

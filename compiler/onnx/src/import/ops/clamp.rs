@@ -14,7 +14,7 @@ pub fn relu(cx: &mut Context, node: &Node) -> Result<Value, NodeError> {
 /// Bounds are attributes up to opset 10, constant inputs since. On integers it narrows their range.
 pub fn clip(cx: &mut Context, node: &Node) -> Result<Value, NodeError> {
     let integer = match node.input(0)? {
-        Value::Const(constant) => match (&constant.payload, &constant.quant) {
+        Value::Const(constant) => match (&*constant.payload, &constant.quant) {
             (Payload::Int(elem, _), None) => {
                 let (lo, hi) = integer_bounds(node, *elem)?;
                 return clip_constant(constant, *elem, lo, hi);
@@ -60,7 +60,7 @@ fn clip_constant(constant: &Constant, elem: Elem, lo: i64, hi: i64) -> Result<Va
     let values = constant.tensor()?.ints()?.into_iter().map(|v| v.clamp(lo, hi));
     let clipped = Tensor::from_ints(elem, constant.dims.clone(), values)?;
     let payload = Payload::Int(elem, clipped.data().clone());
-    Ok(Value::Const(Constant { dims: constant.dims.clone(), payload, quant: None }.into()))
+    Ok(Value::Const(Constant::new(constant.dims.clone(), payload).into()))
 }
 
 /// A clamp after a quantisation is the quantisation with the narrower range: both clamp the same rounded value.

@@ -67,7 +67,7 @@ pub fn product(cx: &mut Context, name: &str, x: ValueId, weights: &Constant) -> 
     if let Some(last) = dims.last_mut() {
         *last = n;
     }
-    cx.from_onnx_order(name, y, &dims)
+    cx.shaped_as_in_onnx(name, y, &dims)
 }
 
 /// A fully connected layer on `x` `[M, K]` with weights `[N, K]` and bias `[N]`. Where `x` is a flattened image,
@@ -144,11 +144,11 @@ fn scaled(constant: Constant, factor: f32, what: &str) -> Result<Constant, NodeE
     if factor == 1.0 {
         return Ok(constant);
     }
-    match (constant.payload, constant.quant) {
+    match (&*constant.payload, constant.quant) {
         (Payload::F32(values), None) => Ok(Constant::f32s(constant.dims, values.iter().map(|v| v * factor).collect())),
-        (payload, Some(quant)) if factor > 0.0 && factor.is_finite() => {
+        (_, Some(quant)) if factor > 0.0 && factor.is_finite() => {
             let scale = quant.scale.iter().map(|s| s * factor).collect();
-            Ok(Constant { dims: constant.dims, payload, quant: Some(Quant { scale, ..quant }) })
+            Ok(Constant { dims: constant.dims, payload: constant.payload, quant: Some(Quant { scale, ..quant }) })
         }
         _ => Err(unsupported(what, factor.to_string(), "1, or a positive factor of dequantised values", "")),
     }

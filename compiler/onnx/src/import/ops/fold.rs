@@ -129,7 +129,7 @@ pub fn cast(cx: &mut Context, node: &Node) -> Result<Value, NodeError> {
                 (true, None) if to == INT64 => {
                     Ok(integers(dims, constant.to_f32s()?.iter().map(|&v| v as i64).collect()))
                 }
-                (false, Some(Elem::F32)) if !matches!(constant.payload, Payload::F32(_)) => {
+                (false, Some(Elem::F32)) if !matches!(*constant.payload, Payload::F32(_)) => {
                     Ok(floats(dims, constant.to_i64s()?.iter().map(|&v| v as f32).collect()))
                 }
                 // Both integer types of shapes are held as int64.

@@ -68,7 +68,7 @@ fn fill(node: &Node, elem: Elem) -> Result<f32, NodeError> {
         return Ok(node.float("value")?.unwrap_or(0.0));
     }
     let Some(constant) = node.optional_constant(2, "constant_value")? else { return Ok(0.0) };
-    let value = match (&constant.payload, elem.is_float()) {
+    let value = match (&*constant.payload, elem.is_float()) {
         (Payload::Int(..), false) if constant.len() == 1 => constant.tensor()?.ints()?[0] as f32,
         _ => constant.scalar()?,
     };

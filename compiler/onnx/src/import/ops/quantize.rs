@@ -47,7 +47,7 @@ pub fn dequantize_linear(cx: &mut Context, node: &Node) -> Result<Value, NodeErr
     let dims = cx.dims(input);
     let elem = match input {
         Value::Run(id) => cx.graph.ty(*id).elem,
-        Value::Const(constant) => match (&constant.payload, &constant.quant) {
+        Value::Const(constant) => match (&*constant.payload, &constant.quant) {
             (Payload::Int(elem, _), None) => *elem,
             _ => return Err(invalid(format!("input 0 is {}; expected integers", constant.type_name()))),
         },
@@ -101,7 +101,7 @@ fn dequantized_input(cx: &mut Context, node: &Node) -> Result<ValueId, NodeError
 /// Constant input `index` under the scale and zero point that follow it; `axis` is that of per-channel scales.
 fn dequantized_constant(node: &Node, index: usize, what: &str, axis: usize) -> Result<Constant, NodeError> {
     let constant = node.constant(index, what)?;
-    let Payload::Int(elem, _) = constant.payload else {
+    let Payload::Int(elem, _) = *constant.payload else {
         return Err(invalid(format!("`{what}` is {}; expected integers", constant.type_name())));
     };
     let mut read = parameters(node, &constant.dims, index + 1, index + 2, elem)?;
@@ -114,7 +114,7 @@ fn dequantized_constant(node: &Node, index: usize, what: &str, axis: usize) -> R
 
 /// An int32 bias at scale x_scale * w_scale.
 fn bias_of(node: &Node, bias: &Constant, weights: &Constant) -> Result<Constant, NodeError> {
-    let (Payload::Int(Elem::I32, _), Some(w)) = (&bias.payload, &weights.quant) else {
+    let (Payload::Int(Elem::I32, _), Some(w)) = (&*bias.payload, &weights.quant) else {
         return Err(invalid(format!("the bias is {}; expected int32", bias.type_name())));
     };
     let x_scale = node.constant(1, "x_scale")?.scalar()?;
@@ -158,7 +158,7 @@ fn quantize_constant(constant: &Constant, parameters: Parameters) -> Result<Valu
     let ty = op.infer(&[&src.ty(), &scale.ty(), &zero.ty()])?;
     let values = op.eval(&[&src, &scale, &zero], &ty)?;
     let payload = Payload::Int(elem, values.data().clone());
-    Ok(Value::Const(Constant { dims: constant.dims.clone(), payload, quant: None }.into()))
+    Ok(Value::Const(Constant::new(constant.dims.clone(), payload).into()))
 }
 
 fn full_range(elem: Elem) -> Result<Range, NodeError> {
@@ -215,7 +215,7 @@ fn parameters(
     }
     let (elem, zero) = match node.optional_constant(zero_at, "zero point")? {
         None => (default, vec![0; values.len()]),
-        Some(zero) => match (&zero.payload, &zero.quant) {
+        Some(zero) => match (&*zero.payload, &zero.quant) {
             (Payload::Int(elem, _), None) => (*elem, zero.tensor()?.ints()?),
             _ => return Err(unsupported("element of the zero point", zero.type_name(), ELEMENTS, "")),
         },

@@ -91,7 +91,7 @@ fn to_dims(cx: &mut Context, node: &Node, dims: &[usize]) -> Result<Value, NodeE
         Value::Run(id) if cx.run_dims(*id) == dims => Ok(Value::Run(*id)),
         Value::Run(id) => {
             let linear = cx.in_onnx_order(node.name, *id)?;
-            Ok(Value::Run(cx.from_onnx_order(node.name, linear, dims)?))
+            Ok(Value::Run(cx.shaped_as_in_onnx(node.name, linear, dims)?))
         }
     }
 }

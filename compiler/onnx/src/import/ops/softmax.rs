@@ -16,7 +16,7 @@ pub fn softmax(cx: &mut Context, node: &Node) -> Result<Value, NodeError> {
         let linear = cx.in_onnx_order(node.name, x)?;
         let matrix = cx.reshape(node.name, linear, &[rows, dims[axis..].iter().product()])?;
         let y = cx.graph.add(node.name, Softmax {}, &[matrix])?;
-        return Ok(Value::Run(cx.from_onnx_order(node.name, y, &dims)?));
+        return Ok(Value::Run(cx.shaped_as_in_onnx(node.name, y, &dims)?));
     }
     let onnx_axis = axis(node.int("axis")?.unwrap_or(-1), rank)?;
     let along = Context::graph_axis(rank, onnx_axis);
