@@ -38,6 +38,8 @@ pub struct ConvGeometry {
     pub src_bytes: usize,
     /// Weights of 4 bits are packed two per byte, in pairs of vectors.
     pub packed_pairs: bool,
+    /// Inputs or weights of 16 bits.
+    pub wide: bool,
 }
 
 /// Largest of each parameter.
@@ -69,7 +71,18 @@ impl ConvGeometry {
             depth: kh * kw * cg,
             src_bytes: src.elem.bytes(),
             packed_pairs: wei.elem == Elem::I4,
+            wide: src.elem == Elem::I16 || wei.elem == Elem::I16,
         })
+    }
+}
+
+impl ConvGeometry {
+    /// Vector registers that hold inputs and weights while a tile of `mr` pixels is computed.
+    fn other_registers(&self, mr: usize, machine: Machine) -> usize {
+        let per_step = if machine.quad_dot && !self.wide { 1 } else { 2 };
+        // Packed weights, the mask that unpacks them, and the unpacked ones.
+        let weights = if self.packed_pairs { 2 + per_step } else { per_step };
+        mr * per_step + weights
     }
 }
 
@@ -127,9 +140,10 @@ impl ConvSchedule {
         if geometry.packed_pairs && nr % 2 != 0 {
             return Err("4-bit weights are packed in pairs of vectors, so nr must be even".to_owned());
         }
-        if mr * nr + mr + 1 > machine.vector_registers {
+        let others = geometry.other_registers(mr, machine);
+        if mr * nr + others > machine.vector_registers {
             return Err(format!(
-                "{mr} x {nr} accumulators, {mr} inputs and one weight vector exceed {} registers",
+                "{mr} x {nr} accumulators and {others} inputs and weights exceed {} registers",
                 machine.vector_registers
             ));
         }

@@ -11,8 +11,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use hawqc_ir::{Arg, Graph, IrError, KernelSpec, Op, TensorType, ValueId};
-use hawqc_runtime::manifest::{IntegerDesc, TensorDesc};
 use hawqc_runtime::Elem as MemoryElem;
+use hawqc_runtime::manifest::{IntegerDesc, TensorDesc};
 
 use crate::error::CodegenError;
 

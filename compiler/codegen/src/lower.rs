@@ -92,8 +92,7 @@ impl<M: Module> Lowering<'_, M> {
     ) -> Result<FuncId, CodegenError> {
         let signature = self.signature(parameters);
         let declared = self.module.declare_function(symbol, linkage(symbol), &signature);
-        let id = declared
-            .map_err(|e| ObjectError::Define { symbol: symbol.to_owned(), message: e.to_string() })?;
+        let id = declared.map_err(|e| ObjectError::Define { symbol: symbol.to_owned(), message: e.to_string() })?;
         let function = Function::with_name_signature(UserFuncName::user(0, id.as_u32()), signature);
         let mut ctx = Context::for_function(function);
         ctx.set_disasm(self.listing);

@@ -145,10 +145,22 @@ impl<'g> Program<'g> {
                 }
             }
         }
-        let mut program =
-            Program { graph, kernels: Vec::new(), steps: Vec::new(), constants: Vec::new(), plan, interface, copies: Copies::default(), places };
+        let mut program = Program {
+            graph,
+            kernels: Vec::new(),
+            steps: Vec::new(),
+            constants: Vec::new(),
+            plan,
+            interface,
+            copies: Copies::default(),
+            places,
+        };
         let scratch_of = blocks.len() - drafts.iter().filter(|d| d.scratch_bytes > 0).count();
-        let mut scratch = program.plan.offsets[scratch_of..].iter().map(|&offset| Place::Arena(offset)).collect::<Vec<_>>().into_iter();
+        let mut scratch = program.plan.offsets[scratch_of..]
+            .iter()
+            .map(|&offset| Place::Arena(offset))
+            .collect::<Vec<_>>()
+            .into_iter();
         for ((index, draft), &(value, _)) in drafts.into_iter().enumerate().zip(&order) {
             let dst = program.place(value, &mut builder)?;
             let operands =
@@ -269,7 +281,8 @@ impl Builder {
         value: ValueId,
         spec: &KernelSpec,
     ) -> Result<Draft, CodegenError> {
-        let node = || if graph.name(value).is_empty() { format!("%{}", value.index()) } else { graph.name(value).to_owned() };
+        let node =
+            || if graph.name(value).is_empty() { format!("%{}", value.index()) } else { graph.name(value).to_owned() };
         let machine = machine(&options.target);
         let schedule = match options.schedules.get(spec) {
             Some(&schedule) => {
@@ -281,9 +294,8 @@ impl Builder {
         };
         let args = graph.args(value);
         let constants: Vec<Option<&Tensor>> = args.iter().map(|&a| graph.tensor(a).map(|t| t.as_ref())).collect();
-        let mut lowered = kernels::lower(spec, &constants, &options.target, schedule).map_err(|reason| {
-            CodegenError::Unsupported { node: node(), reason, spec: text::print_spec(spec) }
-        })?;
+        let mut lowered = kernels::lower(spec, &constants, &options.target, schedule)
+            .map_err(|reason| CodegenError::Unsupported { node: node(), reason, spec: text::print_spec(spec) })?;
         let tables = std::mem::take(&mut lowered.tables);
         let count = tables.len();
         let tables = tables.into_iter().map(|table| self.constant(table.bytes, table.is_weights)).collect();

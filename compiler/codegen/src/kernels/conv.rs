@@ -10,14 +10,14 @@
 //! Weights are packed at compile time as `[group][channel block][tap][step][nr vectors]` (see
 //! [`super::products`]), output channels of a group padded to whole blocks with zeros.
 
-use cranelift_codegen::ir::{Value, types};
+use cranelift_codegen::ir::{InstBuilder, Value, types};
 use hawqc_ir::{Arg, Elem, KernelSpec, Op, Range, Tensor, Window};
 use hawqc_schedules::{ConvSchedule, Schedule};
 
 use super::emit::{Code, LANES};
 use super::epilogue::{Epilogue, Site, Slots};
 use super::gather::Gather;
-use super::products::{Products, STEP, vector_bytes};
+use super::products::{Products, STEP, sum_shift, vector_bytes, weight_storage};
 use super::{Body, Frame, Lowered, Table};
 use crate::error::Unsupported;
 use crate::target::Target;
@@ -36,11 +36,13 @@ pub(super) struct Geometry {
     pub window: Window,
     pub pad_value: i32,
     pub src: Elem,
+    /// How weights are stored.
     pub wei: Elem,
 }
 
 impl Geometry {
-    /// Of a spec whose first step is a convolution of the first two operands given.
+    /// Of a spec whose first step is a convolution; also the operands of its source and weights, and
+    /// of its bias.
     pub fn of(spec: &KernelSpec) -> Result<(Geometry, [usize; 2], Option<usize>), Unsupported> {
         let step = &spec.steps()[0];
         let (src, wei, bias) = match (&step.op, step.args.as_slice()) {
@@ -64,7 +66,7 @@ impl Geometry {
             window: conv.window([kh, kw]),
             pad_value: conv.pad_value,
             src: src_ty.elem,
-            wei: wei_ty.elem,
+            wei: weight_storage(wei_ty.elem, step.ty.int_range()?),
         };
         Ok((geometry, [src, wei], bias))
     }
@@ -103,7 +105,9 @@ impl Geometry {
     /// address of its image.
     pub fn origin(&self, c: &mut Code, src: Value, pixel: Value) -> (Value, Value, Value) {
         let [oh, ow] = self.out;
-        let (image, pixel) = if self.batch == 1 { (None, pixel) } else {
+        let (image, pixel) = if self.batch == 1 {
+            (None, pixel)
+        } else {
             let (image, rest) = c.div_rem(pixel, oh * ow);
             (Some(image), rest)
         };
@@ -210,7 +214,8 @@ fn pack(geometry: &Geometry, nr: usize, products: Products, flat: bool, weights:
     out
 }
 
-/// The accumulators' start, in block order: the bias and the products' compensation, modulo 2^32.
+/// The accumulators' start, in block order: the bias and the products' compensation in the scale of
+/// the sums, modulo 2^32.
 fn start_values(
     geometry: &Geometry,
     products: Products,
@@ -222,7 +227,7 @@ fn start_values(
     let start = |channel: Option<usize>| {
         channel.map_or(0, |k| {
             let sum: i64 = weights[k * row..][..row].iter().sum();
-            bias.map_or(0, |b| b[k]) + products.compensation() * sum
+            (bias.map_or(0, |b| b[k]) + products.compensation() * sum) << sum_shift(geometry.wei)
         })
     };
     order.iter().flat_map(|&channel| (start(channel) as i32).to_le_bytes()).collect()
@@ -364,7 +369,12 @@ impl Conv {
             None => self.taps(c, frame, place, &pixels, &start),
         };
         for (p, &pixel) in pixels.iter().enumerate() {
-            let values: Vec<Value> = (0..vectors).map(|vector| sums[vector * mr + p]).collect();
+            let values: Vec<Value> = (0..vectors)
+                .map(|vector| match sum_shift(self.geometry.wei) {
+                    0 => sums[vector * mr + p],
+                    shift => c.b.ins().sshr_imm_u(sums[vector * mr + p], i64::from(shift)),
+                })
+                .collect();
             let element = c.offset(place.channel, pixel, self.geometry.channels_out());
             let in_image = if self.epilogue.per_pixel() {
                 c.div_rem(pixel, self.geometry.out[0] * self.geometry.out[1]).1

@@ -185,7 +185,6 @@ impl Code<'_> {
         });
     }
 
-
     /// `for i in (start..end).step_by(step)`.
     pub fn range(&mut self, start: Value, end: Value, step: Value, body: impl FnOnce(&mut Self, Value)) {
         self.loop_with((start, end, step), false, &[], |c, i, _| {

@@ -89,7 +89,9 @@ impl Epilogue {
         for operand in epilogue.operands() {
             let ty = &spec.operands()[operand];
             if ty.shape != spec.result().shape {
-                return Err(Unsupported::new(format!("operand {operand} of type {ty} is broadcast in a pointwise step")));
+                return Err(Unsupported::new(format!(
+                    "operand {operand} of type {ty} is broadcast in a pointwise step"
+                )));
             }
         }
         Ok((epilogue, tables))
@@ -127,7 +129,13 @@ impl Epilogue {
 
     /// The result of the last step for a chunk, where `values` are the results of step `first - 1`
     /// (empty if `first` is 0).
-    pub fn apply(&self, c: &mut Code, frame: &Frame, site: Site, values: Vec<Value>) -> Result<Vec<Value>, Unsupported> {
+    pub fn apply(
+        &self,
+        c: &mut Code,
+        frame: &Frame,
+        site: Site,
+        values: Vec<Value>,
+    ) -> Result<Vec<Value>, Unsupported> {
         let missing = || Unsupported::new("a pointwise step without its operand");
         let mut operands = BTreeMap::new();
         for (position, i) in self.operands().into_iter().enumerate() {

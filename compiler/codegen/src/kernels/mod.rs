@@ -130,9 +130,7 @@ pub fn lower(
         Op::Quantize(_) | Op::Dequantize(_) | Op::Softmax(_) => border::lower(spec, constants),
         Op::Transpose(_) if spec.steps().len() == 2 => border::lower(spec, constants),
         Op::Concat(_) | Op::Pad(_) | Op::Transpose(_) if spec.steps().len() == 1 => movement::lower(spec),
-        _ if floats.into_iter().any(|float| float) => {
-            Err(Unsupported::new(format!("`{}` of floats", first.op.name())))
-        }
+        _ if floats.into_iter().any(|float| float) => Err(Unsupported::new(format!("`{}` of floats", first.op.name()))),
         Op::Conv(_) if ConvGeometry::of(spec).is_none() => depthwise::lower(spec, constants),
         Op::Conv(_) => conv::lower(spec, constants, target, schedule),
         Op::MaxPool(_) | Op::SumPool(_) => pool::lower(spec, constants),

@@ -25,7 +25,15 @@ pub(super) fn lower(spec: &KernelSpec) -> Result<Lowered, Unsupported> {
             let ([n, h, w, c], [_, oh, ow, _]) = (types[0].nhwc()?, step.ty.nhwc()?);
             let elem = step.ty.elem;
             let bits = if elem == Elem::F32 { op.value.get().to_bits().cast_signed() } else { op.value.get() as i32 };
-            let pad = Pad { size: [h, w], out: [oh, ow], at: [op.pad[0], op.pad[1]], pixel: c * elem.bytes(), elem, bits, rows: n * oh };
+            let pad = Pad {
+                size: [h, w],
+                out: [oh, ow],
+                at: [op.pad[0], op.pad[1]],
+                pixel: c * elem.bytes(),
+                elem,
+                bits,
+                rows: n * oh,
+            };
             (Box::new(pad), n * oh)
         }
         Op::Transpose(op) => {

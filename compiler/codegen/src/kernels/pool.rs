@@ -92,9 +92,13 @@ impl Body for Pool {
             let start = c.splat_int(types::I32X4, start);
             let vectors = vec![start; site.lanes.div_ceil(LANES)];
             let place = (pixel, site.channel, site.lanes);
-            let values = self.geometry.fold_taps(c, (frame.operands[0], frame.tables[PAD]), place, &vectors, |c, _, input, acc| {
-                input.iter().zip(acc).map(|(&x, &acc)| self.fold.emit(c, acc, x)).collect()
-            });
+            let values = self.geometry.fold_taps(
+                c,
+                (frame.operands[0], frame.tables[PAD]),
+                place,
+                &vectors,
+                |c, _, input, acc| input.iter().zip(acc).map(|(&x, &acc)| self.fold.emit(c, acc, x)).collect(),
+            );
             let values = self.epilogue.apply(c, frame, site, values)?;
             let dst = c.offset(frame.dst, site.element, self.dst.bytes());
             c.store_chunk(self.dst, &values, dst, site.lanes);

@@ -8,7 +8,11 @@
 //! * [`Products::Pair`]: `[2 halves][4 output channels][2 input channels]`, widened to 16 bits, each half
 //!   multiplied with a repeated pair of 16-bit inputs.
 //!
-//! 4-bit weights hold two such vectors in 16 bytes: byte i is `(first[i] + 8) | (second[i] + 8) << 4`.
+//! 4-bit weights hold two such vectors in 16 bytes, byte i being `first[i] & 15 | second[i] << 4`. They are
+//! unpacked to 16 times their value, `byte << 4` and `byte & 0xf0` as signed bytes, which takes no
+//! subtraction; the sum is 16 times the convolution and the low four bits are shifted out at the end.
+//! That is exact, modular arithmetic included, where the convolution lies in [-2^27, 2^27)
+//! ([`weight_storage`]).
 
 use cranelift_codegen::ir::{InstBuilder, Value, types};
 use hawqc_ir::{Elem, Range};
@@ -23,10 +27,7 @@ pub const STEP: usize = 4;
 /// The arithmetic of a convolution's inner loop.
 #[derive(Clone, Copy, Debug)]
 pub enum Products {
-    Quad {
-        dot: Dot,
-        input: Input,
-    },
+    Quad { dot: Dot, input: Input },
     Pair,
 }
 
@@ -86,7 +87,7 @@ impl Products {
             Elem::I4 => {
                 for pair in 0..vectors / 2 {
                     let (first, second) = (values(2 * pair), values(2 * pair + 1));
-                    out.extend(first.iter().zip(second).map(|(a, b)| ((a + 8) | ((b + 8) << 4)) as u8));
+                    out.extend(first.iter().zip(second).map(|(a, b)| ((a & 15) | (b << 4)) as u8));
                 }
             }
             Elem::I16 => out.extend((0..vectors).flat_map(values).flat_map(|v| (v as i16).to_le_bytes())),
@@ -118,8 +119,7 @@ impl Products {
                 let bytes = c.load(types::I32, address, 0);
                 let vector = c.b.ins().scalar_to_vector(types::I32X4, bytes);
                 let vector = c.cast(types::I8X16, vector);
-                let wide =
-                    if src.is_signed() { c.b.ins().swiden_low(vector) } else { c.b.ins().uwiden_low(vector) };
+                let wide = if src.is_signed() { c.b.ins().swiden_low(vector) } else { c.b.ins().uwiden_low(vector) };
                 [0u8, 4]
                     .map(|first| {
                         let pair = c.shuffle(wide, wide, std::array::from_fn(|i| first + i as u8 % 4));
@@ -136,14 +136,12 @@ impl Products {
             Elem::I4 => (0..vectors)
                 .map(|vector| {
                     let packed = c.load_constant(types::I8X16, address, vector / 2 * 16);
-                    let nibbles = if vector % 2 == 0 {
-                        let mask = c.splat_bytes(0x0f);
-                        c.b.ins().band(packed, mask)
+                    let values = if vector % 2 == 0 {
+                        c.b.ins().ishl_imm_u(packed, 4)
                     } else {
-                        c.b.ins().ushr_imm_u(packed, 4)
+                        let mask = c.splat_bytes(0xf0);
+                        c.b.ins().band(packed, mask)
                     };
-                    let eight = c.splat_bytes(8);
-                    let values = c.b.ins().isub(nibbles, eight);
                     self.widen(c, values)
                 })
                 .collect(),
@@ -177,6 +175,22 @@ impl Products {
             Products::Pair => input.iter().zip(weights).fold(acc, |acc, (&x, &w)| emit_pair_dot(&mut c.b, acc, x, w)),
         }
     }
+}
+
+/// How weights are stored: 4-bit ones in 4 bits (`I4`) if the convolution, whose range is `range`,
+/// leaves the head-room for it, else in 8.
+pub fn weight_storage(wei: Elem, range: Range) -> Elem {
+    let fits = Range::new(-(1 << 27), (1 << 27) - 1).contains(range);
+    match wei {
+        Elem::I4 if fits => Elem::I4,
+        Elem::I16 => Elem::I16,
+        _ => Elem::I8,
+    }
+}
+
+/// By how many bits sums exceed the convolution.
+pub fn sum_shift(storage: Elem) -> u32 {
+    if storage == Elem::I4 { 4 } else { 0 }
 }
 
 /// Bytes of one vector's weights of one step; two vectors share 16 bytes where weights have 4 bits.

@@ -146,7 +146,9 @@ fn scope(small: &[usize], out: &[usize]) -> Result<Scope, Unsupported> {
     match small {
         s if s.iter().all(|&d| d == 1) => Ok(Scope::Tensor),
         [rest @ .., last] if *last == channels && rest.iter().all(|&d| d == 1) => Ok(Scope::Channel),
-        [.., h, w, 1] if out.len() == 4 && [*h, *w] == out[1..3] && small[..small.len() - 3].iter().all(|&d| d == 1) => {
+        [.., h, w, 1]
+            if out.len() == 4 && [*h, *w] == out[1..3] && small[..small.len() - 3].iter().all(|&d| d == 1) =>
+        {
             Ok(Scope::Pixel)
         }
         _ => Err(Unsupported::new(format!(
@@ -311,14 +313,7 @@ fn emit_uniform(c: &mut Code, round: Rounding, shift: u32, value: Value, product
     halves(c, shifted, 0)
 }
 
-fn emit_split(
-    c: &mut Code,
-    round: Rounding,
-    value: Value,
-    products: [Value; 2],
-    table: Value,
-    at: usize,
-) -> Value {
+fn emit_split(c: &mut Code, round: Rounding, value: Value, products: [Value; 2], table: Value, at: usize) -> Value {
     let mut rounded = products;
     if round != Rounding::Floor {
         let half = [0, 16].map(|lane| c.load(types::I64X2, table, at + SPLIT_HALF + lane));

@@ -4,7 +4,8 @@ use super::harness::{Case, Operand, runnable_targets};
 
 /// Floats where rounding, clamping and special values happen.
 fn floats(count: usize) -> Vec<f32> {
-    let special = [0.0, -0.0, 0.25, 0.75, -0.25, 1e30, -1e30, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, 1e-40, -1e-40];
+    let special =
+        [0.0, -0.0, 0.25, 0.75, -0.25, 1e30, -1e30, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, 1e-40, -1e-40];
     let other = (0..count).map(|i| (i as f32 - count as f32 / 2.0) * 0.125);
     special.into_iter().chain(other).take(count).collect()
 }
@@ -58,11 +59,16 @@ fn dequantize() {
         for (i, elem) in [Elem::I32, Elem::U8, Elem::I16, Elem::I4].into_iter().enumerate() {
             for (shape, axis) in [(vec![1, 1, 1, 10], 3), (vec![3, 7], 0), (vec![2, 3, 5, 4], 1)] {
                 for n in [1, shape[axis]] {
-                    let ty = TensorType::with_range(elem, shape.clone(), elem.range().unwrap().clamped(-1 << 31, (1 << 31) - 300));
+                    let ty = TensorType::with_range(
+                        elem,
+                        shape.clone(),
+                        elem.range().unwrap().clamped(-1 << 31, (1 << 31) - 300),
+                    );
                     let src = Operand::input(ty.unwrap(), i as u64);
                     let scale = Tensor::from_f32([n], (0..n).map(|j| 1e-3 * (j as f32 + 0.7)).collect()).unwrap();
                     let zero = constant(Elem::I32, vec![if elem == Elem::I32 { 0 } else { -5 }; n]);
-                    let body = vec![(Dequantize { axis }.into(), vec![Arg::Operand(0), Arg::Operand(1), Arg::Operand(2)])];
+                    let body =
+                        vec![(Dequantize { axis }.into(), vec![Arg::Operand(0), Arg::Operand(1), Arg::Operand(2)])];
                     let name = format!("dequantize {elem} {shape:?} {axis} {n}");
                     Case { name, operands: vec![src, Operand::Constant(scale), zero], body }.check_default(&target);
                 }
@@ -78,7 +84,11 @@ fn softmax() {
             let ty = TensorType::new(Elem::F32, [rows, row]);
             let values = (0..rows * row).map(|i| ((i * 7919) % 1009) as f32 * 0.01 * scale - 3.0).collect();
             let src = Operand::Input(ty, Tensor::from_f32([rows, row], values).unwrap());
-            let case = Case { name: format!("softmax {rows} {row}"), operands: vec![src], body: vec![(Softmax {}.into(), vec![Arg::Operand(0)])] };
+            let case = Case {
+                name: format!("softmax {rows} {row}"),
+                operands: vec![src],
+                body: vec![(Softmax {}.into(), vec![Arg::Operand(0)])],
+            };
             case.check_default(&target);
         }
     }

@@ -102,7 +102,8 @@ impl Operand {
         let range = ty.range.unwrap();
         let choice = seeded(&TensorType::new(Elem::U8, ty.shape.clone()), seed, Range::new(0, 5)).unwrap();
         let pick = |c: i64| if c % 2 == seed as i64 % 2 { range.lo } else { range.hi };
-        let values = choice.ints().unwrap().into_iter().map(|c| if seed.is_multiple_of(3) { range.hi } else { pick(c) });
+        let values =
+            choice.ints().unwrap().into_iter().map(|c| if seed.is_multiple_of(3) { range.hi } else { pick(c) });
         Operand::Input(ty.clone(), Tensor::from_ints(ty.elem, ty.shape.clone(), values).unwrap())
     }
 
@@ -174,7 +175,8 @@ impl Case {
             step.max_tasks = if step.scratch.is_some() { step.max_tasks } else { units.min(64) };
         }
         let mut module = jit_module(target, 64 << 20).unwrap();
-        let defined = lower(&mut module, &program, Vec::from(*b"test"), false).unwrap_or_else(|e| panic!("{}: {e}", self.name));
+        let defined =
+            lower(&mut module, &program, Vec::from(*b"test"), false).unwrap_or_else(|e| panic!("{}: {e}", self.name));
         let code = JitCode::finish(module).unwrap();
         // SAFETY: `lower` defines entry points of this type, and `code` outlives the calls.
         let run = unsafe { std::mem::transmute::<*const u8, RunFn>(code.function(defined.run)) };
@@ -183,7 +185,11 @@ impl Case {
                 let found = self.run(run, &program, &inputs, expected, threads, at_end);
                 if found != expected.to_bytes() {
                     let found = Tensor::from_bytes(expected.elem(), expected.shape(), &found).unwrap();
-                    panic!("{} with {schedule} on {target}, {threads} threads:\n{}", self.name, difference(expected, &found));
+                    panic!(
+                        "{} with {schedule} on {target}, {threads} threads:\n{}",
+                        self.name,
+                        difference(expected, &found)
+                    );
                 }
             }
         }

@@ -128,7 +128,8 @@ fn residual(elems: [Elem; 2], out: Elem, shape: [usize; 4], seed: u64) -> Case {
 fn residual_sums() {
     for target in runnable_targets() {
         for (i, k) in [1, 3, 4, 5, 15, 16, 17, 35, 64].into_iter().enumerate() {
-            let elems = [[Elem::I16, Elem::I32], [Elem::U8, Elem::I16], [Elem::U4, Elem::I8], [Elem::I32, Elem::I4]][i % 4];
+            let elems =
+                [[Elem::I16, Elem::I32], [Elem::U8, Elem::I16], [Elem::U4, Elem::I8], [Elem::I32, Elem::I4]][i % 4];
             let out = [Elem::U8, Elem::U4, Elem::I16, Elem::I32][i % 4];
             residual(elems, out, [1, 3, 2, k], i as u64).check_default(&target);
         }

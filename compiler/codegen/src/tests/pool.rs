@@ -30,7 +30,9 @@ fn sums_requantised_per_tensor_and_per_pixel() {
             let src = Operand::extreme(TensorType::new(elem, [2, 4, 5, c]), 1 + i as u64);
             let shape = [vec![1], vec![4, 3, 1], vec![c]][i % 3].clone();
             let count: usize = shape.iter().product();
-            let mult = Tensor::from_ints(Elem::I32, shape.clone(), (0..count as i64).map(|j| (1 << 30) + j * 54_321_000)).unwrap();
+            let mult =
+                Tensor::from_ints(Elem::I32, shape.clone(), (0..count as i64).map(|j| (1 << 30) + j * 54_321_000))
+                    .unwrap();
             let shift = Tensor::from_ints(Elem::U8, shape.clone(), (0..count as i64).map(|j| 33 + j % 3)).unwrap();
             let requant = Requant::to_range(Elem::U8.range().unwrap(), Elem::U8);
             let body = vec![
@@ -48,7 +50,8 @@ fn global_sum() {
     for target in runnable_targets() {
         let pool = SumPool { kernel: [7, 7], stride: [1, 1], pad: [0; 4], zero: 0 };
         let src = Operand::extreme(TensorType::new(Elem::U8, [1, 7, 7, 70]), 3);
-        let case = Case { name: "global".into(), operands: vec![src], body: vec![(pool.into(), vec![Arg::Operand(0)])] };
+        let case =
+            Case { name: "global".into(), operands: vec![src], body: vec![(pool.into(), vec![Arg::Operand(0)])] };
         case.check_default(&target);
     }
 }
