@@ -25,7 +25,7 @@ impl Build {
         Build { src, wei, size, batch: 1, c, k, kernel, op: Conv::unit(), bias: true, extreme: None }
     }
 
-    fn case(&self) -> Case {
+    pub fn case(&self) -> Case {
         let seed = (self.c * 31 + self.k * 7 + self.size[0]) as u64;
         let src = TensorType::new(self.src, [self.batch, self.size[0], self.size[1], self.c]);
         let wei = TensorType::new(self.wei, [self.k, self.kernel[0], self.kernel[1], self.c / self.op.groups]);
@@ -44,7 +44,7 @@ impl Build {
     }
 
     /// With a requantisation per channel to `out`.
-    fn requantised(&self, out: Elem, round: Rounding) -> Case {
+    pub fn requantised(&self, out: Elem, round: Rounding) -> Case {
         let mut case = self.case();
         let mult = seeded(&TensorType::new(Elem::I32, [self.k]), 5, Range::new(1 << 30, i32::MAX.into())).unwrap();
         let shift = seeded(&TensorType::new(Elem::U8, [self.k]), 6, Range::new(38, 42)).unwrap();
@@ -57,23 +57,150 @@ impl Build {
     }
 }
 
+fn pairs() -> Vec<(Elem, Elem)> {
+    let sources = [Elem::U4, Elem::I4, Elem::U8, Elem::I8, Elem::I16];
+    let weights = [Elem::I4, Elem::I8, Elem::I16];
+    sources.into_iter().flat_map(|src| weights.into_iter().map(move |wei| (src, wei))).collect()
+}
+
+/// Sizes around a tile edge.
+fn around(tile: usize) -> [usize; 5] {
+    [1, tile - 1, tile, tile + 1, 2 * tile + 3].map(|n| n.max(1))
+}
+
 #[test]
-fn a_small_convolution() {
+fn every_element_type_at_the_extremes() {
     for target in runnable_targets() {
-        let mut build = Build::new(Elem::U8, Elem::I8, [5, 6], 8, 20, [3, 3]);
-        build.op.pad = [1, 1, 1, 1];
-        build.case().check_default(&target);
-        build.requantised(Elem::U8, Rounding::HalfUp).check_default(&target);
+        for (src, wei) in pairs() {
+            for (c, extreme) in [(8, 1), (8, 2), (12, 3), (5, 1), (3, 6)] {
+                let mut build = Build::new(src, wei, [4, 5], c, 20, [3, 3]);
+                // With 16-bit operands at their extremes only a short sum fits 32 bits.
+                if src == Elem::I16 && wei == Elem::I16 {
+                    build.c = 1;
+                    build.kernel = [1, 1];
+                    build.bias = false;
+                }
+                build.op.pad = [1, 1, 1, 1];
+                build.op.pad_value = src.range().unwrap().hi as i32;
+                build.extreme = Some(extreme);
+                if build.kernel == [1, 1] {
+                    build.op.pad = [0; 4];
+                }
+                build.case().check_default(&target);
+                build.requantised(Elem::I8, Rounding::HalfUp).check_default(&target);
+            }
+        }
+    }
+}
+
+#[test]
+fn sizes_around_the_tile() {
+    for target in runnable_targets() {
+        let mut turn = 0;
+        for k in around(16).into_iter().chain([2, 4, 40]) {
+            for width in around(3) {
+                turn += 1;
+                let (src, wei) = pairs()[turn % 6 + 6];
+                let c = [4, 8, 3, 16, 1, 20][turn % 6];
+                let mut build = Build::new(src, wei, [3, width], c, k, [1 + turn % 3, 1]);
+                build.op.pad = [1, 0, 1, 0];
+                build.requantised(Elem::U8, Rounding::ALL[turn % 4]).check_default(&target);
+            }
+        }
+    }
+}
+
+#[test]
+fn strides_dilations_groups_and_paddings() {
+    for target in runnable_targets() {
+        for (turn, &(c, k, groups)) in
+            [(8, 8, 1), (8, 12, 2), (16, 36, 4), (6, 9, 3), (6, 6, 6), (17, 17, 17), (4, 8, 4), (35, 35, 35)].iter().enumerate()
+        {
+            for (step, (stride, pad, dilation, kernel)) in [
+                ([1, 1], [0, 0, 0, 0], [1, 1], [1, 1]),
+                ([2, 1], [1, 2, 0, 1], [1, 1], [3, 3]),
+                ([2, 2], [0, 1, 1, 0], [2, 1], [2, 3]),
+                ([1, 3], [2, 3, 2, 3], [1, 3], [3, 2]),
+                ([1, 1], [6, 7, 6, 7], [1, 1], [7, 1]),
+            ]
+            .into_iter()
+            .enumerate()
+            {
+                let (src, wei) = pairs()[(turn * 5 + step) % 14];
+                let mut build = Build::new(src, wei, [6, 7], c, k, kernel);
+                build.batch = 1 + turn % 2;
+                build.op = Conv { stride, pad, dilation, groups, pad_value: if step == 1 { 5 } else { 0 } };
+                build.bias = step % 2 == 0;
+                build.case().check_default(&target);
+                build.requantised(Elem::U4, Rounding::ALL[step % 4]).check_default(&target);
+            }
+        }
+    }
+}
+
+/// The residual form of the fused graph: `clamp(requant(conv) + requant(residual))`.
+#[test]
+fn residual_epilogues() {
+    for target in runnable_targets() {
+        for (turn, residual) in [Elem::I16, Elem::I32, Elem::U8, Elem::I8, Elem::U4].into_iter().enumerate() {
+            for (k, out) in [(16, Elem::U8), (18, Elem::I16), (7, Elem::U4), (32, Elem::I32)] {
+                let build = Build::new(Elem::U8, [Elem::I8, Elem::I4][turn % 2], [5, 4], 12, k, [1, 1]);
+                let mut case = build.requantised(Elem::I16, Rounding::HalfUp);
+                let n = case.operands.len();
+                let ty = TensorType::new(residual, [1, 5, 4, k]);
+                let constant = |elem, value| Operand::Constant(Tensor::from_ints(elem, [1], [value]).unwrap());
+                case.operands.extend([
+                    Operand::extreme(ty, 1 + turn as u64),
+                    constant(Elem::I32, 1_555_555_555),
+                    constant(Elem::U8, 31 + turn as i64),
+                ]);
+                let wide = Requant::to_range(Range::new(-(1 << 30), 1 << 30), Elem::I32);
+                let range = out.range().unwrap();
+                case.body.extend([
+                    (wide.into(), vec![Arg::Operand(n), Arg::Operand(n + 1), Arg::Operand(n + 2)]),
+                    (Add {}.into(), vec![Arg::Step(1), Arg::Step(2)]),
+                    (Clamp { lo: range.lo, hi: range.hi, elem: out }.into(), vec![Arg::Step(3)]),
+                ]);
+                case.name += &format!(" + {residual}");
+                case.check_default(&target);
+            }
+        }
     }
 }
 
 #[test]
 fn every_schedule_agrees() {
     for target in runnable_targets() {
-        let mut build = Build::new(Elem::U8, Elem::I4, [5, 6], 8, 36, [3, 2]);
-        build.op.pad = [1, 0, 1, 1];
-        let case = build.requantised(Elem::I8, Rounding::HalfEven);
-        let schedules = Schedule::candidates(&case.spec(), machine(&target));
-        case.check(&target, &schedules, &[1, 2]);
+        for (wei, c, k) in [(Elem::I4, 8, 36), (Elem::I8, 3, 20), (Elem::I8, 12, 64)] {
+            let mut build = Build::new(Elem::U8, wei, [5, 6], c, k, [3, 2]);
+            build.op.pad = [1, 0, 1, 1];
+            let case = build.requantised(Elem::I8, Rounding::HalfEven);
+            let schedules = Schedule::candidates(&case.spec(), machine(&target));
+            case.check(&target, &schedules, &[1, 2]);
+        }
+    }
+}
+
+#[test]
+fn one_task_and_many_agree() {
+    for target in runnable_targets() {
+        for (c, groups) in [(16, 1), (3, 1), (40, 40)] {
+            let mut build = Build::new(Elem::U8, Elem::I8, [19, 20], c, if groups > 1 { c } else { 72 }, [3, 3]);
+            build.op = Conv { stride: [2, 1], pad: [1, 1, 1, 1], groups, ..Conv::unit() };
+            let case = build.requantised(Elem::U8, Rounding::HalfUp);
+            let schedule = Schedule::default_for(&case.spec(), machine(&target));
+            case.check(&target, &[schedule], &[1, 2, 5, 64]);
+        }
+    }
+}
+
+/// A sum too large for the packed form of 4-bit weights (2^27) is still exact.
+#[test]
+fn four_bit_weights_without_head_room() {
+    for target in runnable_targets() {
+        let mut build = Build::new(Elem::U8, Elem::I4, [1, 1], 66_000, 4, [1, 1]);
+        build.extreme = Some(3);
+        build.bias = false;
+        build.case().check_default(&target);
     }
 }
