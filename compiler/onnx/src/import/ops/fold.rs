@@ -79,37 +79,58 @@ pub fn gather(_: &mut Context, node: &Node) -> Result<Value, NodeError> {
     Ok(integers(indices.dims.clone(), picked))
 }
 
-/// Slices a vector of indices. Bounds are attributes up to opset 9, inputs since.
+/// Slices a constant of indices. Bounds are attributes up to opset 9, inputs since.
 pub fn slice(_: &mut Context, node: &Node) -> Result<Value, NodeError> {
     let Value::Const(data) = node.input(0)? else {
         return Err(unsupported("input 0", "computed at run time", SHAPE_ONLY, ""));
     };
-    if data.dims.len() != 1 {
-        return Err(unsupported("rank of input 0", format!("{:?}", data.dims), "rank 1", ""));
-    }
-    let part = |name: &str, input: usize| -> Result<Option<i64>, NodeError> {
-        let values = if node.opset < 10 {
-            node.ints(name)?.map(<[i64]>::to_vec)
-        } else {
-            node.optional_constant(input, name)?.map(|c| c.to_i64s()).transpose()?
-        };
-        match values.as_deref() {
-            None => Ok(None),
-            Some(&[v]) => Ok(Some(v)),
-            Some(other) => Err(invalid(format!("`{name}` is {other:?} for a vector"))),
+    let part = |name: &str, input: usize| -> Result<Option<Vec<i64>>, NodeError> {
+        if node.opset < 10 {
+            return Ok(node.ints(name)?.map(<[i64]>::to_vec));
         }
+        node.optional_constant(input, name)?.map(|c| c.to_i64s()).transpose()
     };
-    let required = |name: &str, input| part(name, input)?.ok_or_else(|| invalid(format!("`{name}` is missing")));
-    let values = data.to_i64s()?;
-    let len = values.len() as i64;
-    axis(part("axes", 3)?.unwrap_or(0), 1)?;
-    let step = if node.opset < 10 { 1 } else { part("steps", 4)?.unwrap_or(1) };
-    if step != 1 {
-        return Err(unsupported("steps", step.to_string(), "1", ""));
+    let missing = |name: &str| invalid(format!("`{name}` is missing"));
+    let starts = part("starts", 1)?.ok_or_else(|| missing("starts"))?;
+    let ends = part("ends", 2)?.ok_or_else(|| missing("ends"))?;
+    let axes = part("axes", 3)?.unwrap_or_else(|| (0..starts.len() as i64).collect());
+    let steps = if node.opset < 10 { None } else { part("steps", 4)? }.unwrap_or_else(|| vec![1; starts.len()]);
+    if [ends.len(), axes.len(), steps.len()] != [starts.len(); 3] {
+        return Err(invalid("starts, ends, axes and steps differ in length"));
     }
-    let at = |v: i64| (if v < 0 { v.saturating_add(len) } else { v }).clamp(0, len) as usize;
-    let picked = values.get(at(required("starts", 1)?)..at(required("ends", 2)?)).unwrap_or_default().to_vec();
-    Ok(integers(vec![picked.len()], picked))
+    // The positions taken along every axis.
+    let mut taken: Vec<Vec<usize>> = data.dims.iter().map(|&d| (0..d).collect()).collect();
+    for (i, &a) in axes.iter().enumerate() {
+        let a = axis(a, data.dims.len())?;
+        taken[a] = positions(data.dims[a], starts[i], ends[i], steps[i])?;
+    }
+    let values = data.to_i64s()?;
+    let mut offsets = vec![0];
+    for (positions, &d) in taken.iter().zip(&data.dims) {
+        offsets = offsets.iter().flat_map(|&o| positions.iter().map(move |&p| o * d + p)).collect();
+    }
+    let dims = taken.iter().map(Vec::len).collect();
+    Ok(integers(dims, offsets.into_iter().map(|o| values[o]).collect()))
+}
+
+/// What `start..end` by `step` takes of `len` positions; negative bounds count from the end, all are clamped.
+fn positions(len: usize, start: i64, end: i64, step: i64) -> Result<Vec<usize>, NodeError> {
+    let signed = len as i64;
+    let from_end = |v: i64| if v < 0 { v.saturating_add(signed) } else { v };
+    let (start, end) = (from_end(start), from_end(end));
+    let stride = usize::try_from(step.unsigned_abs()).unwrap_or(usize::MAX).max(1);
+    match step {
+        0 => Err(invalid("a step of 0")),
+        1.. => {
+            let (start, end) = (start.clamp(0, signed), end.clamp(0, signed));
+            Ok((start as usize..end as usize).step_by(stride).collect())
+        }
+        // Downwards from `start` to just above `end`.
+        _ => {
+            let (start, end) = (start.clamp(-1, signed - 1), end.clamp(-1, signed - 1));
+            Ok(((end + 1) as usize..(start + 1) as usize).rev().step_by(stride).collect())
+        }
+    }
 }
 
 /// Between number types of constants; of run-time values only f32 to f32.
@@ -167,4 +188,22 @@ pub fn arithmetic(
     let (x, y) = (a.to_i64s()?, b.to_i64s()?);
     let values: Option<Vec<i64>> = (0..count).map(|i| on_ints(at(&x, i), at(&y, i))).collect();
     Ok(integers(dims, values.ok_or_else(|| invalid("arithmetic on a shape overflows"))?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn positions_are_those_of_numpy() {
+        let at = |start, end, step| positions(5, start, end, step).unwrap();
+        assert_eq!(at(1, 4, 1), [1, 2, 3]);
+        assert_eq!(at(0, i64::MAX, 2), [0, 2, 4]);
+        assert_eq!(at(-2, i64::MAX, 1), [3, 4]);
+        assert_eq!(at(-1, i64::MIN, -1), [4, 3, 2, 1, 0]);
+        assert_eq!(at(i64::MAX, 1, -2), [4, 2]);
+        assert!(at(3, 1, 1).is_empty() && at(1, 3, -1).is_empty());
+        assert_eq!(positions(0, -1, i64::MIN, -1).unwrap(), Vec::<usize>::new());
+        assert!(positions(5, 0, 5, 0).is_err());
+    }
 }

@@ -3,6 +3,7 @@
 mod external;
 mod quantised;
 mod refusals;
+mod shapes;
 
 use hawqc_ir::{Tensor, interp};
 use tract_onnx::pb::tensor_proto::DataType;
