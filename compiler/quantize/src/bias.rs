@@ -3,39 +3,33 @@
 //! (Nagel et al., "Data-Free Quantization through Weight Equalization and Bias Correction", 2019, section 4.2, with
 //! means measured in calibration.)
 
-use hawqc_ir::{Conv, TensorType, TypeError};
+use hawqc_ir::TypeError;
 
-/// `bias[k] - E[sum (rounded - wei)[k] * x]`, x having the given channel means.
+/// `bias[k] - sum (rounded - wei)[k, ky, kx, c] * taps[ky, kx, group(k) * C/groups + c]`.
 ///
-/// `shapes` are those of the source and the weights. A tap counts with the share of output positions
-/// at which it lies in the image; elsewhere it reads zero.
+/// `shape` is that of the weights, `[K, KH, KW, C/groups]`; `taps` is `[KH, KW, C]`, the mean of what each weight is
+/// multiplied with.
 pub(crate) fn corrected_bias(
-    conv: &Conv,
-    shapes: (&TensorType, &TensorType),
+    groups: usize,
+    shape: &[usize],
     wei: &[f32],
     rounded: &[f32],
-    means: &[f32],
+    taps: &[f32],
     bias: &[f32],
 ) -> Result<Vec<f32>, TypeError> {
-    let [_, h, w, c] = shapes.0.nhwc()?;
-    let [k, kh, kw, group_channels] = shapes.1.nhwc()?;
-    if means.len() != c {
-        return Err(TypeError::new(format!("calibration has {} channel means for {c} channels", means.len())));
-    }
-    let window = conv.window([kh, kw]);
-    let size = window.output_size([h, w])?;
-    let share = |axis: usize, tap: usize, len: usize| {
-        let inside = (0..size[axis]).filter(|&o| window.source(axis, o, tap, len).is_some()).count();
-        inside as f64 / size[axis] as f64
+    let &[k, kh, kw, group_channels] = shape else {
+        return Err(TypeError::new("weights are not of rank 4"));
     };
-    let rows: Vec<f64> = (0..kh).map(|t| share(0, t, h)).collect();
-    let columns: Vec<f64> = (0..kw).map(|t| share(1, t, w)).collect();
+    let channels = group_channels * groups;
+    if taps.len() != kh * kw * channels {
+        let message = format!("calibration has means of {} taps, the convolution {}", taps.len(), kh * kw * channels);
+        return Err(TypeError::new(message));
+    }
     let mut corrected: Vec<f64> = bias.iter().map(|&b| f64::from(b)).collect();
     for (i, (&w, &r)) in wei.iter().zip(rounded).enumerate() {
-        let (channel, tap) = (i % group_channels, i / group_channels);
-        let (x, y, out) = (tap % kw, tap / kw % kh, tap / (kw * kh));
-        let first = out / (k / conv.groups) * group_channels;
-        corrected[out] -= f64::from(r - w) * f64::from(means[first + channel]) * rows[y] * columns[x];
+        let (channel, tap, out) = (i % group_channels, i / group_channels % (kh * kw), i / (group_channels * kh * kw));
+        let first = out / (k / groups) * group_channels;
+        corrected[out] -= f64::from(r - w) * f64::from(taps[tap * channels + first + channel]);
     }
     Ok(corrected.into_iter().map(|b| b as f32).collect())
 }

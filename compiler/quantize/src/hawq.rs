@@ -77,16 +77,21 @@ pub fn published(name: &str) -> Result<BitConfig, QuantizeError> {
     Err(QuantizeError::Plan(message))
 }
 
-/// The plan of the published configuration `name` for a network.
-pub fn published_plan(graph: &Graph, name: &str) -> Result<PrecisionPlan, QuantizeError> {
-    plan(graph, &published(name)?, &format!("HAWQ-V3 {name}"))
+/// The plan of the published configuration `name` for a network; see [`published`] and [`apply`].
+pub fn plan(graph: &Graph, name: &str) -> Result<PrecisionPlan, QuantizeError> {
+    apply(graph, &published(name)?, &format!("HAWQ-V3 {name}"))
+}
+
+/// Whether every name is that of a HAWQ module.
+pub(crate) fn names_modules(config: &BitConfig) -> bool {
+    !config.is_empty() && config.iter().all(|(key, _)| module(key).is_some())
 }
 
 /// The plan that a configuration means for a network.
 ///
 /// # Errors
 /// A module name that is not HAWQ's, a network of another structure, layers that do not match one to one.
-pub fn plan(graph: &Graph, config: &BitConfig, provenance: &str) -> Result<PrecisionPlan, QuantizeError> {
+pub fn apply(graph: &Graph, config: &BitConfig, provenance: &str) -> Result<PrecisionPlan, QuantizeError> {
     let mut weights: BTreeMap<Place, (&str, u8)> = BTreeMap::new();
     let mut residual = RESIDUAL_BITS;
     for (key, bits) in config {

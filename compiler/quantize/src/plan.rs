@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::calibrate::value_names;
 use crate::error::QuantizeError;
+use crate::hawq;
 use crate::json::Pairs;
 
 const SCHEMA: &str = "hawqc.bits";
@@ -135,6 +136,18 @@ impl PrecisionPlan {
             return Err(QuantizeError::Plan(message));
         }
         Ok(nodes.into_iter().map(|(id, name)| (id, given[name.as_str()])).collect())
+    }
+
+    /// Reads `bits.json` for a network: in full or plain form, or with the names of HAWQ's modules ([`hawq::apply`]).
+    pub fn read(text: &str, graph: &Graph) -> Result<PrecisionPlan, QuantizeError> {
+        if let Ok(Pairs(config)) = serde_json::from_str::<Pairs<u8>>(text)
+            && hawq::names_modules(&config)
+        {
+            return hawq::apply(graph, &config, "given with HAWQ-V3's names");
+        }
+        let plan = PrecisionPlan::from_json(text)?;
+        plan.resolve(graph)?;
+        Ok(plan)
     }
 
     /// Reads `bits.json` in full or plain form. Names are checked against a graph by [`PrecisionPlan::resolve`].

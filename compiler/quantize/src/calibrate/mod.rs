@@ -1,25 +1,28 @@
 //! Calibration: what values every activation of a float graph takes.
 //!
 //! In: a folded float graph and a stream of inputs, one after the other; nothing of a sample is
-//! kept. Out: a [`Calibration`], per value the extremes, a histogram, and for the inputs of
-//! convolutions the mean of each channel (for bias correction). The statistics are the same whatever
+//! kept. Out: a [`Calibration`], per value the extremes and a histogram, and per convolution the mean of
+//! what each weight is multiplied with (for bias correction). The statistics are the same whatever
 //! the order of the samples, up to the rounding of means.
 //!
 //! Values are known by their stable names, see [`value_names`].
 
 mod histogram;
+mod taps;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use hawqc_ir::{Graph, Op, Tensor, ValueId};
+use hawqc_ir::{Graph, Tensor, ValueId};
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::error::QuantizeError;
 use crate::execute::Executor;
 use crate::insert::is_fused_clamp;
 pub use histogram::{Histogram, Method};
+use taps::TapSums;
 
 const SCHEMA: &str = "hawqc.calibration";
 const VERSION: u32 = 1;
@@ -38,6 +41,8 @@ pub struct Calibration {
     /// Inputs seen.
     samples: u64,
     values: BTreeMap<String, Statistics>,
+    /// See [`Calibration::tap_means`].
+    taps: BTreeMap<String, Vec<f32>>,
 }
 
 /// Statistics of one value.
@@ -47,9 +52,6 @@ pub struct Statistics {
     pub min: f32,
     pub max: f32,
     pub histogram: Histogram,
-    /// Mean of each channel (last axis); empty unless a convolution reads the value.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub channel_means: Vec<f32>,
 }
 
 /// A name for every value of a graph, by index; no name occurs twice.
@@ -101,6 +103,13 @@ impl Calibration {
         self.values.get(value).ok_or_else(missing)
     }
 
+    /// For convolution `node`, `[KH, KW, C]`: the mean over output positions of what each tap reads of each
+    /// channel of the source, zero in the padding.
+    pub fn tap_means(&self, node: &str) -> Result<&[f32], QuantizeError> {
+        let missing = || QuantizeError::NotCalibrated { node: node.into(), value: format!("{node} (source)") };
+        self.taps.get(node).map(Vec::as_slice).ok_or_else(missing)
+    }
+
     /// Equal statistics give equal bytes.
     pub fn to_json(&self) -> String {
         // Every number is finite and every key a string, which always serialises.
@@ -118,6 +127,9 @@ impl Calibration {
         for (name, value) in &read.values {
             value.check().map_err(|m| error(format!("value `{name}`: {m}")))?;
         }
+        if let Some((name, _)) = read.taps.iter().find(|(_, means)| means.iter().any(|m| !m.is_finite())) {
+            return Err(error(format!("taps of `{name}`: means must be finite")));
+        }
         Ok(read)
     }
 }
@@ -129,9 +141,8 @@ impl Statistics {
     }
 
     fn check(&self) -> Result<(), String> {
-        let finite = self.channel_means.iter().chain([&self.min, &self.max]).all(|v| v.is_finite());
-        if !finite || self.min > self.max {
-            return Err("min, max and means must be finite and min at most max".into());
+        if !self.min.is_finite() || !self.max.is_finite() || self.min > self.max {
+            return Err("min and max must be finite and min at most max".into());
         }
         self.histogram.check()
     }
@@ -143,6 +154,7 @@ pub struct Calibrator<'g> {
     executor: Executor<'g>,
     names: Vec<String>,
     values: Vec<Option<Gathered>>,
+    taps: Vec<TapSums<'g>>,
     samples: u64,
 }
 
@@ -150,7 +162,6 @@ struct Gathered {
     min: f32,
     max: f32,
     histogram: Histogram,
-    channel_sums: Vec<f64>,
 }
 
 impl<'g> Calibrator<'g> {
@@ -161,12 +172,13 @@ impl<'g> Calibrator<'g> {
         let watch = |id: ValueId| {
             let users = graph.users(id);
             let only_clamped = users.iter().any(|&u| is_fused_clamp(graph, u));
-            let conv_source = |&u: &ValueId| matches!(graph.op(u), Op::Conv(_)) && graph.args(u)[0] == id;
-            let channels = if users.iter().any(conv_source) { graph.ty(id).shape[3] } else { 0 };
-            (live[id.index()] && graph.ty(id).is_float() && !only_clamped).then(|| Gathered::new(channels))
+            (live[id.index()] && graph.ty(id).is_float() && !only_clamped).then(Gathered::new)
         };
         let values = graph.values().map(watch).collect();
-        Ok(Calibrator { graph, executor: Executor::new(graph)?, names: value_names(graph), values, samples: 0 })
+        let convs = graph.values().filter(|id| live[id.index()]);
+        let taps = convs.filter_map(|id| TapSums::new(graph, id)).collect();
+        let (executor, names) = (Executor::new(graph)?, value_names(graph));
+        Ok(Calibrator { graph, executor, names, values, taps, samples: 0 })
     }
 
     /// Runs the graph on one set of inputs and adds what it sees.
@@ -174,13 +186,16 @@ impl<'g> Calibrator<'g> {
     /// # Errors
     /// Inputs of the wrong type; a value that is NaN or infinite.
     pub fn observe(&mut self, inputs: &[Tensor]) -> Result<(), QuantizeError> {
-        let (values, mut failure) = (&mut self.values, None);
+        let (values, taps, mut failure) = (&mut self.values, &mut self.taps, None);
         let (names, sample) = (&self.names, self.samples);
         self.executor.run(inputs, |id, tensor| {
             if let (Some(gathered), Ok(data), None) = (&mut values[id.index()], tensor.f32s(), &failure)
                 && let Err(found) = gathered.add(data)
             {
                 failure = Some(QuantizeError::NotFinite { value: names[id.index()].clone(), found, sample });
+            }
+            if let Ok(data) = tensor.f32s() {
+                taps.par_iter_mut().filter(|t| t.source == id).for_each(|t| t.add(data));
             }
         })?;
         self.samples += 1;
@@ -202,18 +217,16 @@ impl<'g> Calibrator<'g> {
                 values.insert(self.names[id.index()].clone(), gathered.finish());
             }
         }
-        Ok(Calibration { schema: SCHEMA.into(), version: VERSION, model: model.into(), samples: self.samples, values })
+        let means = |t: TapSums| (self.names[t.conv.index()].clone(), t.means(self.samples));
+        let taps = self.taps.into_iter().map(means).collect();
+        let (schema, samples) = (SCHEMA.into(), self.samples);
+        Ok(Calibration { schema, version: VERSION, model: model.into(), samples, values, taps })
     }
 }
 
 impl Gathered {
-    fn new(channels: usize) -> Gathered {
-        Gathered {
-            min: f32::INFINITY,
-            max: f32::NEG_INFINITY,
-            histogram: Histogram::new(),
-            channel_sums: vec![0.0; channels],
-        }
+    fn new() -> Gathered {
+        Gathered { min: f32::INFINITY, max: f32::NEG_INFINITY, histogram: Histogram::new() }
     }
 
     /// Adds values; the first that is not finite is the error, and then nothing is added.
@@ -224,19 +237,12 @@ impl Gathered {
         self.min = data.iter().copied().fold(self.min, f32::min);
         self.max = data.iter().copied().fold(self.max, f32::max);
         self.histogram.add(data, self.max.abs().max(self.min.abs()));
-        if !self.channel_sums.is_empty() {
-            for pixel in data.chunks(self.channel_sums.len()) {
-                self.channel_sums.iter_mut().zip(pixel).for_each(|(sum, &v)| *sum += f64::from(v));
-            }
-        }
         Ok(())
     }
 
     fn finish(self) -> Statistics {
-        let pixels = self.histogram.count() as f64 / self.channel_sums.len().max(1) as f64;
-        let channel_means = self.channel_sums.iter().map(|s| (s / pixels) as f32).collect();
         // Zeros of either sign are one value.
-        Statistics { min: self.min + 0.0, max: self.max + 0.0, histogram: self.histogram.trimmed(), channel_means }
+        Statistics { min: self.min + 0.0, max: self.max + 0.0, histogram: self.histogram.trimmed() }
     }
 }
 

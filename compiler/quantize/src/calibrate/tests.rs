@@ -5,7 +5,7 @@ use super::*;
 use crate::test_networks::{Net, random, residual_network, tensor};
 
 fn gathered(parts: &[&[f32]]) -> Statistics {
-    let mut gathered = Gathered::new(0);
+    let mut gathered = Gathered::new();
     parts.iter().for_each(|p| gathered.add(p).unwrap());
     gathered.finish()
 }
@@ -36,15 +36,47 @@ fn statistics_of_a_network() {
     let values = calibration.values();
     assert!(values.contains_key("relu1") && !values.contains_key("bn1"), "clamped values are not recorded");
     let relu = calibration.get("n", "relu1").unwrap();
-    assert!(relu.min == 0.0 && relu.max > 0.0 && relu.channel_means.is_empty());
+    assert!(relu.min == 0.0 && relu.max > 0.0);
     let source = calibration.get("n", "block1.relu1").unwrap();
-    assert_eq!(source.channel_means.len(), 8);
-    assert!(source.channel_means.iter().all(|&m| m >= 0.0 && m < source.max));
+    let taps = calibration.tap_means("block1.conv2").unwrap();
+    assert_eq!(taps.len(), 3 * 3 * 8);
+    assert!(taps.iter().all(|&m| m >= 0.0 && m < source.max));
     assert_eq!(source.histogram.count(), 4 * 6 * 6 * 8);
 
     let text = calibration.to_json();
     assert_eq!(Calibration::from_json(&text).unwrap(), calibration);
     assert_eq!(self::calibration(&graph, 0..4).to_json(), text);
+}
+
+/// With the weights as factors, the means of all taps add up to the mean of the convolution's output.
+#[test]
+fn taps_weighted_are_the_mean_output() {
+    let mut net = Net::new(3);
+    let shape = [2, 5, 4, 6];
+    let x = net.input(&shape);
+    let conv = Conv { stride: [2, 1], pad: [1, 0, 2, 1], dilation: [1, 2], groups: 3, pad_value: 0 };
+    let wei = net.constant(&[6, 3, 2, 2], 1.0);
+    let y = net.graph.add("conv", conv, &[x, wei]).unwrap();
+    net.output(y);
+    let mut calibrator = Calibrator::new(&net.graph).unwrap();
+    let mut sums = [0f64; 6];
+    let mut positions = 0;
+    for seed in 0..3 {
+        let image = [tensor(seed, &shape)];
+        calibrator.observe(&image).unwrap();
+        let output = hawqc_ir::interp::run(&net.graph, &image).unwrap().remove(0);
+        for pixel in output.f32s().unwrap().chunks(6) {
+            sums.iter_mut().zip(pixel).for_each(|(sum, &v)| *sum += f64::from(v));
+            positions += 1;
+        }
+    }
+    let calibration = calibrator.finish("m").unwrap();
+    let taps = calibration.tap_means("conv").unwrap();
+    let wei = net.graph.tensor(wei).unwrap().f32s().unwrap();
+    for (k, sum) in sums.into_iter().enumerate() {
+        let terms = (0..12).map(|i| f64::from(wei[k * 12 + i] * taps[i / 2 * 6 + k / 2 * 2 + i % 2]));
+        assert!((terms.sum::<f64>() - sum / f64::from(positions)).abs() < 1e-5);
+    }
 }
 
 #[test]

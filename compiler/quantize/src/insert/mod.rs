@@ -50,7 +50,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Options {
-        Options { method: Method::Mse, bias_correction: BiasCorrection::Narrow }
+        Options { method: Method::Mse, bias_correction: BiasCorrection::All }
     }
 }
 
@@ -222,9 +222,8 @@ impl Inserter<'_> {
             BiasCorrection::All => true,
         };
         let bias = if correct {
-            let statistics = self.calibration.get(node, &self.names[args[0].index()])?;
-            let shapes = (self.graph.ty(args[0]), self.graph.ty(args[1]));
-            corrected_bias(conv, shapes, wei, &quantized.dequantized(), &statistics.channel_means, &bias)
+            let taps = self.calibration.tap_means(&self.names[id.index()])?;
+            corrected_bias(conv.groups, &self.graph.ty(args[1]).shape, wei, &quantized.dequantized(), taps, &bias)
                 .map_err(|e| QuantizeError::at(node, "conv", e))?
         } else {
             bias
