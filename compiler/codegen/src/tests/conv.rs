@@ -114,7 +114,9 @@ fn sizes_around_the_tile() {
 fn strides_dilations_groups_and_paddings() {
     for target in runnable_targets() {
         for (turn, &(c, k, groups)) in
-            [(8, 8, 1), (8, 12, 2), (16, 36, 4), (6, 9, 3), (6, 6, 6), (17, 17, 17), (4, 8, 4), (35, 35, 35)].iter().enumerate()
+            [(8, 8, 1), (8, 12, 2), (16, 36, 4), (6, 9, 3), (6, 6, 6), (17, 17, 17), (4, 8, 4), (35, 35, 35)]
+                .iter()
+                .enumerate()
         {
             for (step, (stride, pad, dilation, kernel)) in [
                 ([1, 1], [0, 0, 0, 0], [1, 1], [1, 1]),
