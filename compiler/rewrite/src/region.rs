@@ -56,3 +56,47 @@ impl Connected {
         self.parent[a.max(b)] = a.min(b);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use hawqc_ir::text;
+
+    use super::*;
+
+    fn indices(graph: &Graph) -> Vec<Vec<usize>> {
+        regions(graph).iter().map(|r| r.values.iter().map(|v| v.index()).collect()).collect()
+    }
+
+    #[test]
+    fn a_convolution_ends_a_region() {
+        let text = r#"
+%0 = input : u8[1,2,2,1] @"x"
+%1 = const [3] : i8[1,1,1,1]
+%2 = clamp %0 lo=0 hi=9 elem=u8 : u8<0,9>[1,2,2,1] @"a"
+%3 = conv %2, %1 stride=[1,1] pad=[0,0,0,0] dilation=[1,1] groups=1 pad_value=0 : i32<-27,27>[1,2,2,1] @"b"
+%4 = clamp %3 lo=0 hi=9 elem=u8 : u8<0,9>[1,2,2,1] @"c"
+%5 = add %4, %2 : i32<0,18>[1,2,2,1] @"d"
+%6 = clamp %3 lo=1 hi=9 elem=u8 : u8<1,9>[1,2,2,1] @"e"
+output %5 "d"
+output %6 "e"
+"#;
+        let graph = text::parse(text, &BTreeMap::new()).unwrap();
+        // `d` joins what the convolution reads with what reads the convolution.
+        assert_eq!(indices(&graph), [vec![2, 3, 4, 5], vec![6]]);
+    }
+
+    #[test]
+    fn long_regions_are_cut() {
+        let mut graph = Graph::new();
+        let ty = hawqc_ir::TensorType::new(hawqc_ir::Elem::U8, [1]);
+        let mut value = graph.input("x", ty).unwrap();
+        for hi in 0..2 * LIMIT as i64 + 5 {
+            let clamp = hawqc_ir::Clamp { lo: 0, hi: 255 - hi % 250, elem: hawqc_ir::Elem::U8 };
+            value = graph.add("c", clamp, &[value]).unwrap();
+        }
+        let sizes: Vec<usize> = regions(&graph).iter().map(|r| r.values.len()).collect();
+        assert_eq!(sizes, [LIMIT, LIMIT, 5]);
+    }
+}

@@ -44,14 +44,16 @@ pub(super) const ROWS: &[Row] = &[
         name: "narrow-left-of-add",
         left: "(add ?p (requant ?r ?x ?m ?s) ?y)",
         right: "(add ?p (requant ?c ?x ?m ?s) ?y)",
-        because: "addition reads integers of any element, so a term may be stored in the narrowest that holds it",
+        because: "addition reads integers of any element, so a term may be stored in the narrowest that holds \
+                  what the source can become",
         given: narrowed,
     },
     Row {
         name: "narrow-right-of-add",
         left: "(add ?p ?y (requant ?r ?x ?m ?s))",
         right: "(add ?p ?y (requant ?c ?x ?m ?s))",
-        because: "addition reads integers of any element, so a term may be stored in the narrowest that holds it",
+        because: "addition reads integers of any element, so a term may be stored in the narrowest that holds \
+                  what the source can become",
         given: narrowed,
     },
 ];
@@ -141,10 +143,7 @@ fn floor_of_floor(m: &Match) -> Option<Bindings> {
 /// Whether a requant's own clamp has no effect on any value of `range`.
 fn is_free(requant: &Requant, dyadics: &[Dyadic], range: Range) -> bool {
     let unclamped = Requant { lo: i64::MIN, hi: i64::MAX, ..requant.clone() };
-    dyadics.iter().all(|&d| {
-        let (lo, hi) = (unclamped.apply(range.lo, d), unclamped.apply(range.hi, d));
-        requant.lo <= lo && hi <= requant.hi
-    })
+    image(&unclamped, dyadics, range).is_some_and(|i| Range::new(requant.lo, requant.hi).contains(i))
 }
 
 /// Whether a value stored as `elem` takes less memory than the one it is made from. If it is read several
@@ -157,15 +156,24 @@ pub(super) fn narrows(elem: Elem, src: &TensorType) -> bool {
 /// be stored; a residual operand that is read narrow is not stored again.
 fn narrowed(m: &Match) -> Option<Bindings> {
     let requant = m.requant("r")?;
-    let elem = Elem::holding(Range::new(requant.lo, requant.hi))?;
+    let image = image(requant, &m.dyadics("m", "s")?, m.range("x")?)?;
     // 4-bit values occupy a byte each as well.
-    let elem = match elem {
+    let elem = match Elem::holding(image)? {
         Elem::U4 => Elem::U8,
         Elem::I4 => Elem::I8,
         wide => wide,
     };
-    let gains = elem.bytes() < requant.elem.bytes() && narrows(elem, m.ty("x")?);
-    gains.then(|| Bindings::new().op("c", Requant { elem, ..requant.clone() }))
+    let (src, full) = (m.ty("x")?, elem.range()?);
+    let (lo, hi) = (requant.lo.max(full.lo), requant.hi.min(full.hi));
+    let gains = elem.bytes() < requant.elem.bytes() && narrows(elem, src);
+    gains.then(|| Bindings::new().op("c", Requant { lo, hi, elem, ..requant.clone() }))
+}
+
+/// The range of a requant's results for sources within `range`.
+fn image(requant: &Requant, dyadics: &[Dyadic], range: Range) -> Option<Range> {
+    let lo = dyadics.iter().map(|&d| requant.apply(range.lo, d)).min()?;
+    let hi = dyadics.iter().map(|&d| requant.apply(range.hi, d)).max()?;
+    Some(Range::new(lo, hi))
 }
 
 /// Whether the constants of a requant are one per tensor.
