@@ -350,7 +350,7 @@ impl Conv {
         let pixels: Vec<Value> = (0..mr)
             .map(|p| {
                 let pixel = c.add_int(first, p);
-                if self.geometry.pixels() % mr == 0 { pixel } else { c.min_int(pixel, self.geometry.pixels() - 1) }
+                if self.geometry.pixels().is_multiple_of(mr) { pixel } else { c.min_int(pixel, self.geometry.pixels() - 1) }
             })
             .collect();
         // Accumulators are ordered [vector][pixel].

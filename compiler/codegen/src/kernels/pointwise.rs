@@ -20,7 +20,7 @@ pub(super) fn lower(spec: &KernelSpec, constants: &[Option<&Tensor>]) -> Result<
     let mut channels = out.shape.last().copied().unwrap_or(1);
     if epilogue.is_uniform() {
         // The shape does not matter, so rows are made long.
-        let fitting = [4096, 1024, 256, 64, 16].into_iter().find(|n| out.elements() % n == 0);
+        let fitting = [4096, 1024, 256, 64, 16].into_iter().find(|&n| out.elements().is_multiple_of(n));
         channels = fitting.unwrap_or(if out.elements() < 4096 { out.elements() } else { channels });
     }
     let image = out.nhwc().map_or(1, |[_, h, w, _]| h * w);

@@ -29,8 +29,8 @@ fn quantize() {
                     let ty = TensorType::new(Elem::F32, shape.clone());
                     let src = Tensor::from_f32(shape.clone(), floats(count)).unwrap();
                     let out_shape = perm.as_ref().map_or(Ok(shape.clone()), |p| permuted_shape(&shape, p)).unwrap();
-                    for axis in 0..out_shape.len() {
-                        let n = if per_axis { out_shape[axis] } else { 1 };
+                    for (axis, &size) in out_shape.iter().enumerate() {
+                        let n = if per_axis { size } else { 1 };
                         let scale = (0..n).map(|i| 0.5 + i as f32 * 0.37).collect();
                         let scale = Operand::Constant(Tensor::from_f32([n], scale).unwrap());
                         let zero = constant(elem, (0..n as i64).map(|i| zero + i % 2).collect());
