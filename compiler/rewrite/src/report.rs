@@ -37,8 +37,8 @@ pub struct RegionReport {
     pub stop: Stop,
     /// New equalities found, by rule.
     pub applied: BTreeMap<String, usize>,
-    /// Operand sets united by extraction.
-    pub unions: usize,
+    /// Steps that extraction took.
+    pub work: usize,
     /// Estimated cost of the region; see the cost model.
     pub cost_before: u64,
     pub cost_after: u64,

@@ -96,7 +96,8 @@ pub(crate) fn solve(graph: &Graph, region: &Region, rules: &[Rewrite<Term, Types
             message: conflict.clone(),
         });
     }
-    let extraction = extract(&lowered.terms);
+    let roots: Vec<Id> = lowered.roots.iter().map(|value| lowered.ids[value]).collect();
+    let extraction = extract(&lowered.terms, &roots, &original_terms(graph, &lowered));
     let report = RegionReport {
         name,
         values: region.values.len(),
@@ -105,7 +106,7 @@ pub(crate) fn solve(graph: &Graph, region: &Region, rules: &[Rewrite<Term, Types
         rounds,
         stop,
         applied,
-        unions: extraction.unions,
+        work: extraction.work,
         cost_before: region.values.iter().map(|&id| cost_in(graph, id)).sum(),
         cost_after: 0,
         changes: Vec::new(),
@@ -114,12 +115,32 @@ pub(crate) fn solve(graph: &Graph, region: &Region, rules: &[Rewrite<Term, Types
     Ok(decide(graph, region, lowered, extraction, report))
 }
 
+/// The term each class had before; of several values that turned out equal, the first.
+fn original_terms(graph: &Graph, lowered: &Lowered) -> BTreeMap<Id, Term> {
+    let terms = &lowered.terms;
+    let mut original = BTreeMap::new();
+    for (&value, &id) in &lowered.ids {
+        let attributes = terms.lookup(Term::Attributes(graph.op(value).clone()));
+        let operands = graph.args(value).into_iter().map(|arg| match (lowered.ids.get(&arg), graph.op(arg)) {
+            (Some(&id), _) => Some(terms.find(id)),
+            (None, Op::Const(key)) => terms.lookup(Term::Constant(*key)),
+            (None, _) => terms.lookup(Term::Outer(arg)),
+        });
+        let children: Option<Vec<Id>> = std::iter::once(attributes).chain(operands).collect();
+        if let Some(children) = children {
+            let term = Term::Apply(graph.op(value).name(), children.into());
+            original.entry(terms.find(id)).or_insert(term);
+        }
+    }
+    original
+}
+
 fn cost_in(graph: &Graph, id: ValueId) -> u64 {
     let types: Vec<TensorType> = graph.args(id).iter().map(|&a| graph.ty(a).clone()).collect();
     application(graph.op(id), &types.iter().collect::<Vec<_>>(), graph.ty(id))
 }
 
-/// Takes the extraction if it is cheaper or as cheap, and promises no less than the region did.
+/// Takes the extraction if it promises no less than the region did.
 fn decide(
     graph: &Graph,
     region: &Region,
@@ -136,11 +157,8 @@ fn decide(
         Ok(needed) => {
             let chosen = needed.iter().filter_map(|id| Some((*id, extraction.chosen.get(id)?)));
             report.cost_after = chosen.map(|(id, term)| cost(terms, id, term)).sum();
-            if report.cost_after <= report.cost_before {
-                report.changes = changes(graph, region, &lowered, &extraction, &needed);
-                return Solved { lowered, extraction: Some(extraction), names, report };
-            }
-            report.kept = Some(format!("the greedy choice costs {}", report.cost_after));
+            report.changes = changes(graph, region, &lowered, &extraction, &needed);
+            return Solved { lowered, extraction: Some(extraction), names, report };
         }
         Err(error) => report.kept = Some(error.to_string()),
     }

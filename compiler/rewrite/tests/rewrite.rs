@@ -101,11 +101,11 @@ fn long_residual_streams_take_linear_work() {
             report.regions.iter().fold((0, 0), |(b, a), r| (b + r.cost_before, a + r.cost_after));
         assert!(after < before);
         let widest = report.regions.iter().map(|r| r.classes).max().unwrap();
-        (report.regions.iter().map(|r| r.unions).sum::<usize>(), widest)
+        (report.regions.iter().map(|r| r.work).sum::<usize>(), widest)
     };
     let (short, short_widest) = work(64);
     let (long, long_widest) = work(512);
-    assert!(long <= short * 9, "{short} unions for 64 blocks, {long} for 512");
+    assert!(long <= short * 9, "{short} steps for 64 blocks, {long} for 512");
     assert!(long_widest <= short_widest * 2, "the sets' width must not grow with the network");
 }
 
@@ -166,4 +166,22 @@ output %3 "y"
 "#;
     let (rewritten, _) = rewrite_and_compare(&read(text));
     assert_eq!(ops(&rewritten, "pad"), 0);
+}
+
+/// One reader of the pooling would have it after the requantisation, another needs it before: pooling
+/// twice must not look cheaper.
+#[test]
+fn readers_agree_on_a_pooling() {
+    let text = r#"
+%0 = input : i16<0,32767>[1,4,4,2] @"x"
+%1 = const [1500000000] : i32[1]
+%2 = const [38] : u8[1]
+%3 = max_pool %0 kernel=[3,3] stride=[2,2] pad=[1,1,1,1] dilation=[1,1] : i16<0,32767>[1,2,2,2] @"pool"
+%4 = requant %3, %1, %2 src_zero=0 dst_zero=0 lo=0 hi=255 round=half_up elem=u8 : u8[1,2,2,2] @"q"
+output %4 "q"
+output %3 "stream"
+"#;
+    let (rewritten, report) = rewrite_and_compare(&read(text));
+    assert_eq!(ops(&rewritten, "max_pool"), 1);
+    assert_eq!(report.changes().count(), 0, "{report}");
 }

@@ -85,7 +85,7 @@ fn check(row: &'static Row, graph: &Graph, seed: u64) -> bool {
     assert_eq!(terms.analysis.conflict, None, "`{}` on\n{}", row.name, text::print(graph));
     let root = graph.outputs()[0].1;
     let class = terms.find(lowered.ids[&root]);
-    let mut extraction = extract(&terms);
+    let mut extraction = extract(&terms, &[class], &BTreeMap::new());
     for term in terms[class].nodes.clone() {
         extraction.chosen.insert(class, term);
         let Some(other) = build(graph, &terms, &extraction, class) else { continue };
