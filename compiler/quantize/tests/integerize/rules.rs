@@ -39,8 +39,8 @@ fn convolution_by_hand() {
     let elem = Elem::U8;
     assert_eq!(*op, Requant { dst_zero: 100, ..Requant::to_range(Range::new(0, 255), elem) });
     let half = Dyadic::from_real(0.5).unwrap();
-    assert_eq!(ints(&new, new.args(requant)[1]), [half.mult.into(), Dyadic::ONE.mult.into()]);
-    assert_eq!(ints(&new, new.args(requant)[2]), [half.shift.into(), Dyadic::ONE.shift.into()]);
+    assert_eq!(ints(&new, new.args(requant)[1]), [i64::from(half.mult), i64::from(Dyadic::ONE.mult)]);
+    assert_eq!(ints(&new, new.args(requant)[2]), [i64::from(half.shift), i64::from(Dyadic::ONE.shift)]);
     // x = 3.5: 3.5 * 0.5 + 1 = 2.75 is 11 steps; 3.5 * -2 - 0.5 = -7.5 is -30 steps.
     let y = interp::run(&new, &[tensor(Elem::U8, &[1, 1, 1, 1], vec![10])]).unwrap();
     assert_eq!(y[0].ints().unwrap(), [111, 70]);
