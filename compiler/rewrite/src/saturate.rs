@@ -6,7 +6,7 @@ use std::time::Duration;
 use egg::{Id, Rewrite, Runner, SimpleScheduler, StopReason};
 use hawqc_ir::{Graph, Op, TensorType, TypeError, ValueId};
 
-use crate::cost::{application, cost};
+use crate::cost::{cost, cost_in};
 use crate::error::RewriteError;
 use crate::extract::{Extraction, extract};
 use crate::language::{Fact, Term, Terms, Types};
@@ -133,11 +133,6 @@ fn original_terms(graph: &Graph, lowered: &Lowered) -> BTreeMap<Id, Term> {
         }
     }
     original
-}
-
-fn cost_in(graph: &Graph, id: ValueId) -> u64 {
-    let types: Vec<TensorType> = graph.args(id).iter().map(|&a| graph.ty(a).clone()).collect();
-    application(graph.op(id), &types.iter().collect::<Vec<_>>(), graph.ty(id))
 }
 
 /// Takes the extraction if it promises no less than the region did.

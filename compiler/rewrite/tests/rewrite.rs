@@ -185,3 +185,27 @@ output %3 "stream"
     assert_eq!(ops(&rewritten, "max_pool"), 1);
     assert_eq!(report.changes().count(), 0, "{report}");
 }
+
+/// A concatenation at 8 bits that only a 4-bit convolution reads is made at 4 bits, in the epilogues.
+#[test]
+fn concats_are_made_in_their_reader_s_precision() {
+    let text = r#"
+%0 = input : u8[1,4,4,2] @"x"
+%1 = const seed(1,-8,7) : i4[3,1,1,2]
+%2 = const seed(2,-8,7) : i4[2,1,1,2]
+%3 = const [1500000000] : i32[1]
+%4 = const [34] : u8[1]
+%5 = conv %0, %1 stride=[1,1] pad=[0,0,0,0] dilation=[1,1] groups=1 pad_value=0 : i32<-4080,4080>[1,4,4,3] @"a"
+%6 = conv %0, %2 stride=[1,1] pad=[0,0,0,0] dilation=[1,1] groups=1 pad_value=0 : i32<-3570,3570>[1,4,4,2] @"b"
+%7 = requant %5, %3, %4 src_zero=0 dst_zero=0 lo=0 hi=255 round=half_up elem=u8 : u8[1,4,4,3] @"a.q"
+%8 = requant %6, %3, %4 src_zero=0 dst_zero=0 lo=0 hi=255 round=half_up elem=u8 : u8[1,4,4,2] @"b.q"
+%9 = concat %7, %8 axis=3 : u8[1,4,4,5] @"concat"
+%10 = requant %9, %3, %4 src_zero=0 dst_zero=0 lo=0 hi=15 round=half_up elem=u4 : u4[1,4,4,5] @"q"
+%11 = const seed(3,-8,7) : i4[2,1,1,5]
+%12 = conv %10, %11 stride=[1,1] pad=[0,0,0,0] dilation=[1,1] groups=1 pad_value=0 : i32<-525,525>[1,4,4,2] @"c"
+output %12 "y"
+"#;
+    let (rewritten, report) = rewrite_and_compare(&read(text));
+    let fused = fuse(&rewritten).unwrap();
+    assert_eq!(ops(&fused, "kernel"), 4, "{report}\n{}", text::print(&fused));
+}

@@ -42,16 +42,16 @@ pub(super) const ROWS: &[Row] = &[
     },
     Row {
         name: "narrow-left-of-add",
-        left: "(add ?p (requant ?r ?x ?m ?s) ?y)",
-        right: "(add ?p (requant ?c ?x ?m ?s) ?y)",
+        left: "(add ?p (requant ?r ?x ?m ?s) (requant ?q ?y ?n ?t))",
+        right: "(add ?p (requant ?c ?x ?m ?s) (requant ?q ?y ?n ?t))",
         because: "addition reads integers of any element, so a term may be stored in the narrowest that holds \
                   what the source can become",
         given: narrowed,
     },
     Row {
         name: "narrow-right-of-add",
-        left: "(add ?p ?y (requant ?r ?x ?m ?s))",
-        right: "(add ?p ?y (requant ?c ?x ?m ?s))",
+        left: "(add ?p (requant ?q ?y ?n ?t) (requant ?r ?x ?m ?s))",
+        right: "(add ?p (requant ?q ?y ?n ?t) (requant ?c ?x ?m ?s))",
         because: "addition reads integers of any element, so a term may be stored in the narrowest that holds \
                   what the source can become",
         given: narrowed,
@@ -152,8 +152,8 @@ pub(super) fn narrows(elem: Elem, src: &TensorType) -> bool {
     elem.bytes() < src.elem.bytes()
 }
 
-/// Narrows where the source is wider than the result, that is where a convolution's branch may have to
-/// be stored; a residual operand that is read narrow is not stored again.
+/// Narrows one term of an addition where both come from something wider, as where two convolutions meet:
+/// one of them has to be stored. A residual operand that is narrow in memory is not stored again.
 fn narrowed(m: &Match) -> Option<Bindings> {
     let requant = m.requant("r")?;
     let image = image(requant, &m.dyadics("m", "s")?, m.range("x")?)?;
@@ -165,7 +165,7 @@ fn narrowed(m: &Match) -> Option<Bindings> {
     };
     let (src, full) = (m.ty("x")?, elem.range()?);
     let (lo, hi) = (requant.lo.max(full.lo), requant.hi.min(full.hi));
-    let gains = elem.bytes() < requant.elem.bytes() && narrows(elem, src);
+    let gains = elem.bytes() < requant.elem.bytes() && narrows(elem, src) && narrows(elem, m.ty("y")?);
     gains.then(|| Bindings::new().op("c", Requant { lo, hi, elem, ..requant.clone() }))
 }
 
