@@ -20,6 +20,8 @@ mod tests;
 
 pub use compile::{Artifact, ModelInfo, compile, jit};
 pub use error::{CodegenError, Unsupported};
+pub use link::LinkWith;
 pub use lower::Listing;
 pub use memory_plan::PlanError;
 pub use program::{Options, machine};
+pub use target::{ROWS as TARGETS, Target};

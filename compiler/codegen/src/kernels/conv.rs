@@ -350,24 +350,28 @@ impl Conv {
         let pixels: Vec<Value> = (0..mr)
             .map(|p| {
                 let pixel = c.add_int(first, p);
-                if self.geometry.pixels().is_multiple_of(mr) { pixel } else { c.min_int(pixel, self.geometry.pixels() - 1) }
+                if self.geometry.pixels().is_multiple_of(mr) {
+                    pixel
+                } else {
+                    c.min_int(pixel, self.geometry.pixels() - 1)
+                }
             })
             .collect();
         // Accumulators are ordered [vector][pixel].
         let start: Vec<Value> = (0..vectors)
             .flat_map(|vector| {
-                let bias = c.load_constant(types::I32X4, place.bias, 16 * vector);
+                let bias = c.load(types::I32X4, place.bias, 16 * vector);
                 std::iter::repeat_n(bias, mr)
             })
             .collect();
-        let sums = match &self.gather {
+        let sums = c.shielded(&start, |c, start| match &self.gather {
             Some(gather) => {
-                let addresses: Vec<Value> =
-                    pixels.iter().map(|&p| gather.patch(c, frame.scratch, p, place.first_pixel, place.group)).collect();
-                self.steps(c, &addresses, place.weights, &start).1
+                let patch = |c: &mut Code, p| gather.patch(c, frame.scratch, p, place.first_pixel, place.group);
+                let addresses: Vec<Value> = pixels.iter().map(|&p| patch(c, p)).collect();
+                self.steps(c, &addresses, place.weights, start).1
             }
-            None => self.taps(c, frame, place, &pixels, &start),
-        };
+            None => self.taps(c, frame, place, &pixels, start),
+        });
         for (p, &pixel) in pixels.iter().enumerate() {
             let values: Vec<Value> = (0..vectors)
                 .map(|vector| match sum_shift(self.geometry.wei) {

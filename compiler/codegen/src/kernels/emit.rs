@@ -177,6 +177,18 @@ impl Code<'_> {
         self.loop_with(range, true, carried, body)
     }
 
+    /// Runs `body` inside two loops of one iteration each, threading values through.
+    ///
+    /// The register allocator spills where a loop is left, if there is such a place between a value's
+    /// definition and the code that needs registers; without these loops the results of an
+    /// innermost loop are spilled inside it. One loop is not enough.
+    pub fn shielded(&mut self, carried: &[Value], body: impl FnOnce(&mut Self, &[Value]) -> Vec<Value>) -> Vec<Value> {
+        let once = (self.int(0), self.int(1), self.int(1));
+        self.loop_with(once, true, carried, |c, _, carried| {
+            c.loop_with(once, true, carried, |c, _, carried| body(c, carried))
+        })
+    }
+
     /// `for i in (0..count).step_by(step)`; `count > 0`.
     pub fn count(&mut self, count: usize, step: usize, body: impl FnOnce(&mut Self, Value)) {
         self.count_with(count, step, &[], |c, i, _| {

@@ -8,10 +8,11 @@
 
 use std::collections::BTreeMap;
 
-use cranelift_codegen::ir::{InstBuilder, Value, types};
+use cranelift_codegen::ir::{InstBuilder, Value};
 use hawqc_ir::{Arg, KernelSpec, Op, Range, Tensor};
 
 use super::emit::{Code, LANES};
+use super::literals::{LiteralTable, Literals};
 use super::requant::{RequantForm, RequantTable, Scope};
 use super::{Frame, Table};
 use crate::error::Unsupported;
@@ -25,6 +26,9 @@ pub struct Epilogue {
     requants: BTreeMap<usize, (RequantForm, usize)>,
     /// Position of the first operand in the frame.
     operand_slot: usize,
+    /// Constants of the steps; their table is the one before the requantisations'.
+    literals: Literals,
+    literal_slot: usize,
 }
 
 /// What of an epilogue the machine code depends on besides the spec.
@@ -65,6 +69,7 @@ impl Epilogue {
     ) -> Result<(Epilogue, Vec<Table>), Unsupported> {
         let mut requants = BTreeMap::new();
         let mut tables = Vec::new();
+        let mut literals = Literals::default();
         for (index, step) in spec.steps().iter().enumerate().skip(first) {
             match &step.op {
                 Op::Requant(requant) => {
@@ -78,14 +83,18 @@ impl Epilogue {
                     let src = step.args.first().map(|&arg| spec.arg_type(arg)).transpose()?;
                     let range = src.and_then(|ty| ty.range).unwrap_or(Range::new(i32::MIN.into(), i32::MAX.into()));
                     let table = RequantTable::new(requant, range, [mult, shift], &step.ty, slots.order)?;
-                    requants.insert(index, (table.form, slots.table + tables.len()));
+                    table.form.add_literals(requant, &mut literals);
+                    requants.insert(index, (table.form, slots.table + 1 + tables.len()));
                     tables.push(Table::new(table.bytes));
                 }
-                Op::Add(_) | Op::Clamp(_) if !step.ty.is_float() => {}
+                Op::Add(_) if !step.ty.is_float() => {}
+                Op::Clamp(clamp) => clamp_literals(Range::new(clamp.lo, clamp.hi), &mut literals),
                 op => return Err(Unsupported::new(format!("`{}` among the pointwise steps of a kernel", op.name()))),
             }
         }
-        let epilogue = Epilogue { spec: spec.clone(), first, requants, operand_slot: slots.operand };
+        tables.insert(0, Table::new(literals.bytes()));
+        let (operand_slot, literal_slot) = (slots.operand, slots.table);
+        let epilogue = Epilogue { spec: spec.clone(), first, requants, operand_slot, literals, literal_slot };
         for operand in epilogue.operands() {
             let ty = &spec.operands()[operand];
             if ty.shape != spec.result().shape {
@@ -153,6 +162,8 @@ impl Epilogue {
             };
             tables.insert(step, address);
         }
+        let address = *frame.tables.get(self.literal_slot).ok_or_else(missing)?;
+        let literals = LiteralTable { literals: &self.literals, address };
         let vectors = site.lanes.div_ceil(LANES);
         let mut out = Vec::with_capacity(vectors);
         for vector in 0..vectors {
@@ -175,13 +186,13 @@ impl Epilogue {
                 let value = match &step.op {
                     Op::Requant(requant) => {
                         let (form, _) = self.requants[&index];
-                        form.emit(c, requant, first, tables[&index], vector)
+                        form.emit(c, requant, first, (tables[&index], literals), vector)
                     }
                     Op::Add(_) => {
                         let second = arg(c, 1)?;
                         c.b.ins().iadd(first, second)
                     }
-                    Op::Clamp(clamp) => clamp_lanes(c, first, Range::new(clamp.lo, clamp.hi)),
+                    Op::Clamp(clamp) => clamp_lanes(c, first, Range::new(clamp.lo, clamp.hi), literals),
                     op => return Err(Unsupported::new(format!("`{}` among pointwise steps", op.name()))),
                 };
                 results.insert(index, value);
@@ -193,17 +204,22 @@ impl Epilogue {
     }
 }
 
-/// Limits lanes of `i32` to `range`; a bound that no `i32` exceeds costs nothing.
-pub fn clamp_lanes(c: &mut Code, value: Value, range: Range) -> Value {
+/// The limits that an `i32` may exceed.
+fn limits(range: Range) -> [Option<i32>; 2] {
     let (min, max) = (i64::from(i32::MIN), i64::from(i32::MAX));
-    let mut value = value;
-    if range.lo > min {
-        let lo = c.splat_int(types::I32X4, range.lo.min(max));
-        value = c.b.ins().smax(value, lo);
-    }
-    if range.hi < max {
-        let hi = c.splat_int(types::I32X4, range.hi.max(min));
-        value = c.b.ins().smin(value, hi);
-    }
-    value
+    // The clamps keep both within an i32.
+    let limit = |bound: i64| bound.clamp(min, max) as i32;
+    [(range.lo > min).then(|| limit(range.lo)), (range.hi < max).then(|| limit(range.hi))]
+}
+
+/// Adds the constants of [`clamp_lanes`].
+pub fn clamp_literals(range: Range, literals: &mut Literals) {
+    limits(range).into_iter().flatten().for_each(|limit| literals.add_i32(limit));
+}
+
+/// Limits lanes of `i32` to `range`; a bound that no `i32` exceeds costs nothing.
+pub fn clamp_lanes(c: &mut Code, value: Value, range: Range, literals: LiteralTable) -> Value {
+    let [lo, hi] = limits(range).map(|limit| limit.map(|limit| literals.i32(c, limit)));
+    let value = lo.map_or(value, |lo| c.b.ins().smax(value, lo));
+    hi.map_or(value, |hi| c.b.ins().smin(value, hi))
 }

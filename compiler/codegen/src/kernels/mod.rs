@@ -16,6 +16,7 @@ mod depthwise;
 pub mod emit;
 pub mod epilogue;
 mod gather;
+mod literals;
 mod movement;
 mod pointwise;
 mod pool;

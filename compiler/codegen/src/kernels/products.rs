@@ -99,14 +99,13 @@ impl Products {
     pub fn load_input(self, c: &mut Code, src: Elem, address: Value) -> Vec<Value> {
         match self {
             Products::Quad { input, .. } => {
-                let bytes = c.load(types::I32, address, 0);
-                let vector = c.b.ins().splat(types::I32X4, bytes);
-                let vector = c.cast(types::I8X16, vector);
+                let mut bytes = c.load(types::I32, address, 0);
                 if matches!(input, Input::MadeUnsigned | Input::MadeSigned) {
-                    let flip = c.splat_bytes(0x80);
-                    return vec![c.b.ins().bxor(vector, flip)];
+                    // In a general register, where the constant takes no vector register.
+                    bytes = c.b.ins().bxor_imm_u(bytes, 0x8080_8080);
                 }
-                vec![vector]
+                let vector = c.b.ins().splat(types::I32X4, bytes);
+                vec![c.cast(types::I8X16, vector)]
             }
             Products::Pair if src.bytes() == 2 => [0, 4]
                 .map(|at| {

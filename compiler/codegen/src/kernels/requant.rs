@@ -29,7 +29,8 @@ use cranelift_codegen::ir::{InstBuilder, Value, types};
 use hawqc_ir::{Range, Requant, Rounding, Tensor, TensorType};
 
 use super::emit::{Code, LANES};
-use super::epilogue::clamp_lanes;
+use super::epilogue::{clamp_lanes, clamp_literals};
+use super::literals::{LiteralTable, Literals};
 use crate::error::Unsupported;
 
 /// What a record of the table belongs to.
@@ -212,13 +213,45 @@ impl RequantForm {
         out
     }
 
+    /// Adds the constants that [`RequantForm::emit`] reads.
+    pub fn add_literals(self, requant: &Requant, literals: &mut Literals) {
+        if requant.src_zero != 0 {
+            literals.add_i32(requant.src_zero);
+        }
+        if self.shape == Shape::Scalar {
+            return;
+        }
+        if let Shape::Uniform { shift, .. } = self.shape {
+            let half = 1i64 << (shift - 1);
+            match requant.round {
+                Rounding::Floor => {}
+                Rounding::HalfUp | Rounding::HalfAway => literals.add_i64(half),
+                Rounding::HalfEven => {
+                    literals.add_i64(half - 1);
+                    literals.add_i64(1);
+                }
+            }
+        }
+        if requant.dst_zero != 0 {
+            literals.add_i32(requant.dst_zero);
+        }
+        clamp_literals(Range::new(requant.lo, requant.hi), literals);
+    }
+
     /// Emits the requantisation of `value` (i32x4) with the record `vector` records behind `table`
     /// (the same one for every vector if the scope is not the channel).
-    pub fn emit(self, c: &mut Code, requant: &Requant, value: Value, table: Value, vector: usize) -> Value {
+    pub fn emit(
+        self,
+        c: &mut Code,
+        requant: &Requant,
+        value: Value,
+        (table, literals): (Value, LiteralTable),
+        vector: usize,
+    ) -> Value {
         let at = if self.scope == Scope::Channel { vector * self.record_bytes() } else { 0 };
         let mut value = value;
         if requant.src_zero != 0 {
-            let zero = c.splat_int(types::I32X4, requant.src_zero.into());
+            let zero = literals.i32(c, requant.src_zero);
             value = c.b.ins().isub(value, zero);
         }
         if self.shape == Shape::Scalar {
@@ -228,7 +261,7 @@ impl RequantForm {
             Shape::Uniform { shift, scaled } => {
                 let value = scale(c, value, table, scaled.then_some(at + RECORD_SECOND));
                 let [low, high] = products(c, value, table, at + RECORD_MULT);
-                emit_uniform(c, requant.round, u32::from(shift), value, [low, high])
+                emit_uniform(c, requant.round, u32::from(shift), value, [low, high], literals)
             }
             _ => {
                 let scaled = self.shape == Shape::Split { scaled: true };
@@ -238,10 +271,10 @@ impl RequantForm {
             }
         };
         if requant.dst_zero != 0 {
-            let zero = c.splat_int(types::I32X4, requant.dst_zero.into());
+            let zero = literals.i32(c, requant.dst_zero);
             value = c.b.ins().iadd(value, zero);
         }
-        clamp_lanes(c, value, Range::new(requant.lo, requant.hi))
+        clamp_lanes(c, value, Range::new(requant.lo, requant.hi), literals)
     }
 }
 
@@ -278,16 +311,23 @@ fn signs(c: &mut Code, value: Value) -> [Value; 2] {
     [c.b.ins().swiden_low(sign), c.b.ins().swiden_high(sign)]
 }
 
-fn emit_uniform(c: &mut Code, round: Rounding, shift: u32, value: Value, products: [Value; 2]) -> Value {
+fn emit_uniform(
+    c: &mut Code,
+    round: Rounding,
+    shift: u32,
+    value: Value,
+    products: [Value; 2],
+    literals: LiteralTable,
+) -> Value {
     let half = 1i64 << (shift - 1);
     let rounded: [Value; 2] = match round {
         Rounding::Floor => products,
-        Rounding::HalfUp => {
-            let half = c.splat_int(types::I64X2, half);
-            products.map(|p| c.b.ins().iadd(p, half))
-        }
+        Rounding::HalfUp => products.map(|p| {
+            let half = literals.i64(c, half);
+            c.b.ins().iadd(p, half)
+        }),
         Rounding::HalfAway => {
-            let half = c.splat_int(types::I64X2, half);
+            let half = literals.i64(c, half);
             let [low, high] = signs(c, value);
             let sums = [(products[0], low), (products[1], high)];
             sums.map(|(p, sign)| {
@@ -296,7 +336,7 @@ fn emit_uniform(c: &mut Code, round: Rounding, shift: u32, value: Value, product
             })
         }
         Rounding::HalfEven => {
-            let (half, one) = (c.splat_int(types::I64X2, half - 1), c.splat_int(types::I64X2, 1));
+            let (half, one) = (literals.i64(c, half - 1), literals.i64(c, 1));
             products.map(|p| {
                 let bit = c.b.ins().ushr_imm_u(p, i64::from(shift));
                 let bit = c.b.ins().band(bit, one);

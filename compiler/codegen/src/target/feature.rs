@@ -91,7 +91,8 @@ features! {
     Avx512f X86_64 "avx512f" Some("has_avx512f"), None, [Avx2 Fma];
     Avx512cd X86_64 "avx512cd" None, None, [Avx512f];
     Avx512bw X86_64 "avx512bw" None, None, [Avx512f];
-    Avx512dq X86_64 "avx512dq" Some("has_avx512dq"), None, [Avx512f];
+    // Cranelift would multiply 32-bit lanes into 64 bits by `vpmullq` (three operations) and not `vpmuldq` (one).
+    Avx512dq X86_64 "avx512dq" None, None, [Avx512f];
     Avx512vl X86_64 "avx512vl" Some("has_avx512vl"), None, [Avx512f];
     Avx512vnni X86_64 "avx512vnni" Some("has_avx512vnni"), Some("vnni"), [Avx512f];
     Avx512vbmi X86_64 "avx512vbmi" Some("has_avx512vbmi"), Some("vbmi"), [Avx512bw];

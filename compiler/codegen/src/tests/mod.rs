@@ -1,6 +1,6 @@
 //! Compiled kernels against the interpreter, bit for bit.
 
-mod aarch64;
+mod assembly;
 mod border;
 mod conv;
 mod harness;
