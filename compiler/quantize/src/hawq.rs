@@ -334,3 +334,67 @@ fn place_ends(graph: &Graph, places: &mut Places) {
     }
     places.extend(outside.into_iter().enumerate().map(|(i, id)| (id, Place::Initial(i + 1))));
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_networks::residual_network;
+
+    #[test]
+    fn every_published_module_has_a_place() {
+        let layers = |name: &str| {
+            let config = published(name).unwrap();
+            let modules: Vec<Module> = config.iter().map(|(key, _)| module(key).unwrap()).collect();
+            modules.into_iter().filter(|m| matches!(m, Module::Weights(_))).count()
+        };
+        assert_eq!(["resnet18_uniform4", "resnet50_bops_low", "inceptionv3_uniform8"].map(layers), [21, 54, 95]);
+        assert_eq!(published_names().unwrap().len(), 24);
+        for bad in ["", "stage1", "stage1.unit1", "stagex.unit1.quant_convbn1", "stage1.unit1.quant_convbn", "conv1"] {
+            assert!(module(bad).is_none(), "{bad}");
+        }
+    }
+
+    /// In every published configuration the width of an activation is that of the weights it meets.
+    #[test]
+    fn activations_have_the_width_of_the_weights_they_meet() {
+        for name in published_names().unwrap().iter().filter(|n| n.starts_with("resnet")) {
+            let config = published(name).unwrap();
+            for pair in config.windows(2) {
+                if let [(act, a), (conv, w)] = pair
+                    && matches!(module(act), Some(Module::Activation))
+                    && matches!(module(conv), Some(Module::Weights(_)))
+                {
+                    assert_eq!(a, w, "{name}: {act}, {conv}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn places_follow_the_structure() {
+        let graph = crate::fold_batch_norm(&residual_network(1)).unwrap();
+        let places = resnet_places(&graph).unwrap();
+        let named: Vec<String> = places.iter().map(|(id, place)| format!("{}: {place}", graph.name(*id))).collect();
+        assert_eq!(
+            named,
+            [
+                "conv1: initial convolution 1",
+                "block1.conv1: stage 1, unit 1, branch 0, Number(1)",
+                "block1.conv2: stage 1, unit 1, branch 0, Number(2)",
+                "block2.conv1: stage 2, unit 1, branch 0, Number(1)",
+                "block2.conv2: stage 2, unit 1, branch 0, Number(2)",
+                "block2.short: stage 2, unit 1, branch 0, Identity",
+                "left: initial convolution 2",
+                "right: initial convolution 3",
+                "fc: output",
+            ]
+        );
+    }
+
+    #[test]
+    fn files_may_use_the_names_of_hawq() {
+        let graph = crate::fold_batch_norm(&residual_network(1)).unwrap();
+        let error = PrecisionPlan::read(r#"{"quant_init_convbn": 8, "quant_output": 8}"#, &graph).unwrap_err();
+        assert!(error.to_string().contains("node `block1.conv1` (stage 1"), "{error}");
+    }
+}

@@ -1,7 +1,7 @@
 //! Quantising weights: integers and one scale per output channel.
 //!
 //! In: float weights `[K, ...]`. Out: integers in `[-n, n]`, n = 2^(bits-1) - 1, and K positive scales.
-//! At 4 bits and fewer the scale of a channel is the one of the smallest squared error among
+//! At 6 bits and fewer the scale of a channel is the one of the smallest squared error among
 //! clipping points from 30 % to 100 % of the largest weight; above, the largest weight maps to n.
 
 use hawqc_ir::{Elem, Graph, Op, Tensor, TypeError};
@@ -11,7 +11,7 @@ use crate::error::QuantizeError;
 use crate::plan::PrecisionPlan;
 
 /// Widths up to this clip the largest weights where that lowers the squared error.
-const CLIP_UP_TO_BITS: u8 = 4;
+const CLIP_UP_TO_BITS: u8 = 6;
 
 /// Weights as integers. `scales[k] * values[k * row ..][..row]` approximates channel k.
 pub(crate) struct QuantizedWeights {
@@ -184,7 +184,7 @@ mod tests {
             prop_assert!(quantized.values.iter().all(|v| (-n..=n).contains(v)));
             for (k, &scale) in quantized.scales.iter().enumerate() {
                 prop_assert!(scale > 0.0 && units[k] / f64::from(scale) <= 1.001 * MAX_BIAS);
-                if bits > 4 {
+                if bits > CLIP_UP_TO_BITS {
                     let error = |i: usize| (wei[i] - quantized.dequantized()[i]).abs();
                     prop_assert!((k * 6..k * 6 + 6).all(|i| error(i) <= 0.501 * scale));
                 }
