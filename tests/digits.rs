@@ -35,12 +35,12 @@ fn network() -> (Graph, Calibration) {
 /// Top-1 in percent.
 fn accuracy(graph: &Graph) -> f64 {
     let (images, labels) = data("test.npz");
-    let right = |(image, &label): &(Tensor, &usize)| {
+    let right = |(image, label): (&Tensor, usize)| {
         let logits = interp::run(graph, std::slice::from_ref(image)).unwrap().remove(0);
         let logits = logits.f32s().unwrap();
-        (0..10).all(|i| i == *label || logits[i] < logits[*label])
+        (0..10).all(|i| i == label || logits[i] < logits[label])
     };
-    let count = images.into_iter().zip(&labels).filter(right).count();
+    let count = images.iter().zip(labels.iter().copied()).filter(|&pair| right(pair)).count();
     100.0 * count as f64 / labels.len() as f64
 }
 

@@ -76,7 +76,7 @@ fn resnet_units_get_their_bits() {
     assert_eq!((bits("conv1"), bits("fc")), (8, 8));
 }
 
-/// Every module gets another width, so that a wrong place shows.
+/// One module at a time gets another width, so that a wrong place shows.
 #[test]
 fn inception_branches_get_their_bits() {
     let graph = network("inception_v3", 107);
