@@ -38,6 +38,8 @@ impl Format {
         } else {
             2.0 * span.statistics.clipping_point(Method::MinMax, lo, hi)
         };
+        // Negative values reach as far as they were seen to, whatever the bound above.
+        let limit = if span.non_negative { span.upper } else { f32::INFINITY };
         let elem = match (bits, span.non_negative) {
             (..=4, true) => Elem::U4,
             (..=4, false) => Elem::I4,
@@ -45,6 +47,6 @@ impl Format {
             (..=8, false) => Elem::I8,
             _ => Elem::I16,
         };
-        Format { scale: point.min(span.upper) / hi as f32, lo, hi, elem, bits }
+        Format { scale: point.min(limit) / hi as f32, lo, hi, elem, bits }
     }
 }
