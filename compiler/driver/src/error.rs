@@ -38,9 +38,11 @@ pub enum Error {
     #[error(transparent)]
     Codegen(#[from] hawqc_codegen::CodegenError),
     #[error(transparent)]
-    Link(#[from] hawqc_codegen::LinkError),
+    Link(#[from] hawqc_codegen::link::LinkError),
     #[error(transparent)]
-    Target(#[from] hawqc_codegen::TargetError),
+    Audit(#[from] hawqc_codegen::disasm::DisasmError),
+    #[error(transparent)]
+    Target(#[from] hawqc_codegen::target::TargetError),
     #[error(transparent)]
     Runtime(#[from] hawqc_runtime::Error),
     /// An invariant of the graph broke after a pass.
@@ -83,6 +85,7 @@ impl Error {
             | Error::Ir(_)
             | Error::Type(_)
             | Error::KeptValues { .. }
+            | Error::Audit(_)
             | Error::NotCalibrated => Class::Invalid,
         }
     }

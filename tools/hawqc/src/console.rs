@@ -27,11 +27,6 @@ impl Console {
         Console { json: global.json, quiet: global.quiet, verbose: global.verbose, color }
     }
 
-    /// Whether results go out as JSON.
-    pub fn json(&self) -> bool {
-        self.json
-    }
-
     /// A result: `value` as JSON, or the text made by `human`.
     pub fn result<T: Serialize>(&self, value: &T, human: impl FnOnce() -> String) -> Result<(), Failure> {
         let text = match self.json {
@@ -96,7 +91,7 @@ pub fn write_stdout(text: &str) -> Result<(), Failure> {
 /// A table with a header, drawn with lines only where they help.
 pub fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
     let mut table = comfy_table::Table::new();
-    table.load_preset(comfy_table::presets::UTF8_HORIZONTAL_ONLY).set_header(header.to_vec());
+    table.load_style(comfy_table::presets::UTF8_HORIZONTAL_ONLY).set_header(header.to_vec());
     rows.into_iter().for_each(|row| {
         table.add_row(row);
     });

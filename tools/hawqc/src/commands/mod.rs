@@ -148,8 +148,7 @@ fn plan(bits: &str, graph: &hawqc_ir::Graph) -> Result<PrecisionPlan, Failure> {
     match (bits.parse::<u8>(), widths(bits)) {
         (Ok(b), _) => uniform(b, b),
         (_, Some((w, a))) => uniform(w, a),
-        _ => PrecisionPlan::from_json(&read_text(Path::new(bits))?)
-            .map_err(|e| Failure::invalid(format!("{bits}: {e}")))
-            .and_then(|plan| plan.resolve(graph).map(|_| plan).map_err(Failure::from)),
+        _ => PrecisionPlan::read(&read_text(Path::new(bits))?, graph)
+            .map_err(|e| Failure::invalid(format!("{bits}: {e}"))),
     }
 }

@@ -1,7 +1,7 @@
 //! `hawqc quantize`: the network with its quantisation, as ONNX.
 
 use hawqc_driver::{Error, Source, write_file};
-use hawqc_onnx::export::{ExportFormat, export};
+use hawqc_onnx::{Format as OnnxFormat, export};
 
 use super::precision;
 use crate::args::{Format, Quantize};
@@ -15,8 +15,8 @@ pub fn run(args: &Quantize, console: &Console) -> Result<(), Failure> {
     };
     let graph = hawqc_driver::quantize(&source, &precision)?;
     let format = match args.format {
-        Format::Qdq => ExportFormat::Qdq,
-        Format::Qcdq => ExportFormat::Qcdq,
+        Format::Qdq => OnnxFormat::Qdq,
+        Format::Qcdq => OnnxFormat::Qcdq,
     };
     let model = export(&graph, format).map_err(Error::from)?;
     write_file(&args.output, &model)?;
