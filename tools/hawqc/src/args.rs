@@ -73,9 +73,7 @@ pub enum Command {
     /// Write a well-known network with random weights as ONNX.
     Zoo(Zoo),
     /// Completions for a shell.
-    Completions {
-        shell: clap_complete::Shell,
-    },
+    Completions { shell: clap_complete::Shell },
     /// The manual page.
     Man,
 }

@@ -63,7 +63,8 @@ impl Dataset {
     /// The labels, or an error that says how to give them.
     pub fn labels(&self) -> Result<&[usize], Failure> {
         self.labels.as_deref().ok_or_else(|| {
-            Failure::invalid("the data has no labels").hint("add an array `labels` to the .npz, or use one folder a class")
+            Failure::invalid("the data has no labels")
+                .hint("add an array `labels` to the .npz, or use one folder a class")
         })
     }
 
@@ -154,7 +155,8 @@ fn read_image(path: &Path, [c, h, w]: [usize; 3]) -> Result<Vec<f32>, Failure> {
         1 => Ok(image.to_luma8().into_raw().into_iter().map(|v| f32::from(v) / 255.0).collect()),
         3 => {
             let pixels = image.to_rgb8().into_raw();
-            let normalised = |channel: usize, v: u8| (f32::from(v) / 255.0 - IMAGENET_MEAN[channel]) / IMAGENET_STD[channel];
+            let normalised =
+                |channel: usize, v: u8| (f32::from(v) / 255.0 - IMAGENET_MEAN[channel]) / IMAGENET_STD[channel];
             let plane = |channel| pixels.iter().skip(channel).step_by(3).map(move |&v| normalised(channel, v));
             Ok((0..3).flat_map(plane).collect())
         }

@@ -53,7 +53,8 @@ pub fn run(args: &Bench, global: &Global, console: &Console) -> Result<(), Failu
 }
 
 fn describe(latency: &Latency) -> String {
-    let [median, p10, p90] = [latency.median_ns, latency.p10_ns, latency.p90_ns].map(|ns| time(Duration::from_nanos(ns)));
+    let [median, p10, p90] =
+        [latency.median_ns, latency.p10_ns, latency.p90_ns].map(|ns| time(Duration::from_nanos(ns)));
     format!("median {median}, p10 {p10}, p90 {p90} over {} runs on {} threads", latency.runs, latency.threads)
 }
 

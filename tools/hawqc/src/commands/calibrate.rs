@@ -51,7 +51,9 @@ pub fn observe(
 pub fn single_input(graph: &hawqc_ir::Graph) -> Result<Vec<usize>, Failure> {
     match graph.inputs() {
         [input] if graph.ty(*input).shape.first() == Some(&1) => Ok(graph.ty(*input).shape.clone()),
-        [input] => Err(Failure::invalid(format!("data is fed one sample at a time; the input is {}", graph.ty(*input)))),
+        [input] => {
+            Err(Failure::invalid(format!("data is fed one sample at a time; the input is {}", graph.ty(*input))))
+        }
         inputs => Err(Failure::invalid(format!("data is fed to one input; the network has {}", inputs.len()))),
     }
 }

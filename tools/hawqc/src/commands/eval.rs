@@ -57,7 +57,12 @@ pub fn run(args: &Eval, global: &Global, console: &Console) -> Result<(), Failur
         float(&graph, &data, args.shard, console)?
     };
     console.result(&accuracy, || {
-        format!("top-1 {:.2} %, top-5 {:.2} % of {} samples", accuracy.top1_percent(), accuracy.top5_percent(), accuracy.samples)
+        format!(
+            "top-1 {:.2} %, top-5 {:.2} % of {} samples",
+            accuracy.top1_percent(),
+            accuracy.top5_percent(),
+            accuracy.samples
+        )
     })
 }
 

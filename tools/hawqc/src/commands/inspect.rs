@@ -19,7 +19,9 @@ pub fn run(args: &Inspect, console: &Console) -> Result<(), Failure> {
         return compiled(&args.model, console);
     }
     let source = match Source::load(&args.model, 1) {
-        Err(Error::Import(ImportError::Unsupported(_))) | Ok(_) if args.unsupported => return unsupported(args, console),
+        Err(Error::Import(ImportError::Unsupported(_))) | Ok(_) if args.unsupported => {
+            return unsupported(args, console);
+        }
         other => other?,
     };
     if let Some(path) = &args.dot {
@@ -83,13 +85,17 @@ fn macs(graph: &Graph, id: ValueId) -> u64 {
 
 impl Summary {
     fn to_text(&self) -> String {
-        let named = |list: &[(String, String)]| list.iter().map(|(n, t)| format!("{n}: {t}")).collect::<Vec<_>>().join(", ");
+        let named =
+            |list: &[(String, String)]| list.iter().map(|(n, t)| format!("{n}: {t}")).collect::<Vec<_>>().join(", ");
         let rows = [
             vec!["hash".to_string(), self.hash.clone()],
             vec!["form".into(), if self.quantized { "quantised".into() } else { "float".into() }],
             vec!["inputs".into(), named(&self.inputs)],
             vec!["outputs".into(), named(&self.outputs)],
-            vec!["operators".into(), self.operators.iter().map(|(n, c)| format!("{n} {c}")).collect::<Vec<_>>().join(", ")],
+            vec![
+                "operators".into(),
+                self.operators.iter().map(|(n, c)| format!("{n} {c}")).collect::<Vec<_>>().join(", "),
+            ],
             vec!["parameters".into(), self.parameters.to_string()],
             vec!["multiplications".into(), format!("{:.3} G", self.macs as f64 / 1e9)],
         ];

@@ -44,9 +44,9 @@ pub fn run(cli: &Cli, console: &Console) -> Result<(), Failure> {
             clap_complete::generate(*shell, &mut Cli::command(), "hawqc", &mut std::io::stdout());
             Ok(())
         }
-        (Some(Command::Man), _) => {
-            clap_mangen::Man::new(Cli::command()).render(&mut std::io::stdout()).map_err(io(Path::new("standard output")))
-        }
+        (Some(Command::Man), _) => clap_mangen::Man::new(Cli::command())
+            .render(&mut std::io::stdout())
+            .map_err(io(Path::new("standard output"))),
         (None, None) => write_stdout(&Cli::command().render_help().to_string()),
     }
 }
@@ -62,8 +62,9 @@ impl From<Error> for Failure {
         };
         let failure = Failure::new(kind, error.to_string());
         match error {
-            Error::NotCalibrated => failure
-                .hint("hawqc calibrate MODEL --data DATA -o calib.json, then give --calib calib.json"),
+            Error::NotCalibrated => {
+                failure.hint("hawqc calibrate MODEL --data DATA -o calib.json, then give --calib calib.json")
+            }
             _ => failure,
         }
     }
@@ -114,8 +115,8 @@ fn precision(args: &args::Precision, source: &Source) -> Result<Option<Precision
         return Ok(None);
     }
     let path = args.calib.as_ref().ok_or(Error::NotCalibrated)?;
-    let calibration = Calibration::from_json(&read_text(path)?)
-        .map_err(|e| Failure::invalid(format!("{}: {e}", path.display())))?;
+    let calibration =
+        Calibration::from_json(&read_text(path)?).map_err(|e| Failure::invalid(format!("{}: {e}", path.display())))?;
     calibration.check_model(&source.hash)?;
     let graph = hawqc_driver::float_form(source)?;
     let mut plan = plan(&args.bits, &graph)?;
@@ -131,7 +132,8 @@ fn options(args: &args::Precision) -> Options {
         args::Method::Mse => Method::Mse,
         args::Method::Percentile => Method::Percentile(args.percentile),
     };
-    let bias_correction = if args.no_bias_correction { BiasCorrection::None } else { Options::default().bias_correction };
+    let bias_correction =
+        if args.no_bias_correction { BiasCorrection::None } else { Options::default().bias_correction };
     Options { method, bias_correction }
 }
 
