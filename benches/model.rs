@@ -15,7 +15,9 @@ fn networks(c: &mut Criterion) {
             let compiled = network.compile(network.plan(bits), Target::host().unwrap(), false).unwrap();
             for threads in [1, 2] {
                 let mut model = Checked::new(&compiled, &images(&network.float, 1), threads).unwrap();
-                group.bench_function(format!("{name}/{bits} bit/{threads} threads"), |b| b.iter(|| model.run().unwrap()));
+                group.bench_function(format!("{name}/{bits} bit/{threads} threads"), |b| {
+                    b.iter(|| model.run().unwrap())
+                });
             }
         }
     }

@@ -2,7 +2,9 @@
 
 use std::fmt;
 
-use hawqc_ir::{Add, Clamp, Conv, Dyadic, Elem, Graph, IrError, Range, Requant, Tensor, TensorType, TypeError, ValueId, text};
+use hawqc_ir::{
+    Add, Clamp, Conv, Dyadic, Elem, Graph, IrError, Range, Requant, Tensor, TensorType, TypeError, ValueId, text,
+};
 
 /// A square convolution with padding that keeps the size at stride 1.
 #[derive(Clone, Copy, Debug)]

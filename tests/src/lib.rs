@@ -2,7 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use hawqc_driver::{CompileOptions, Compiled, Error, Precision, Source, Target, compile, fill, float_form, lower, tensors};
+use hawqc_driver::{
+    CompileOptions, Compiled, Error, Precision, Source, Target, compile, fill, float_form, lower, tensors,
+};
 use hawqc_ir::{Graph, Tensor};
 use hawqc_onnx::zoo::{self, ZooOptions};
 use hawqc_quantize::{Calibration, Calibrator, Options, PrecisionPlan, hawq};

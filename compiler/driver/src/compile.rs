@@ -74,9 +74,8 @@ impl Compiled {
     fn listing(&self, clif: bool) -> Result<String, Error> {
         let options = codegen_options(&self.options, true);
         let artifact = hawqc_codegen::compile(self.lowered.kernels(), &info(&self.lowered)?, &options)?;
-        let text = |l: &hawqc_codegen::Listing| {
-            format!("; {}\n{}\n", l.symbol, if clif { &l.clif } else { &l.assembly })
-        };
+        let text =
+            |l: &hawqc_codegen::Listing| format!("; {}\n{}\n", l.symbol, if clif { &l.clif } else { &l.assembly });
         Ok(artifact.listings.iter().map(text).collect())
     }
 
@@ -128,7 +127,10 @@ fn header(manifest: &Manifest, soname: &str) -> String {
         defines.insert(format!("{kind}S"), tensors.len().to_string());
         for (i, tensor) in tensors.iter().enumerate() {
             let dims: Vec<String> = tensor.shape.iter().map(usize::to_string).collect();
-            defines.insert(format!("{kind}_{i}_SHAPE"), format!("{{{}}} /* {} {} */", dims.join(", "), tensor.elem, comment(&tensor.name)));
+            defines.insert(
+                format!("{kind}_{i}_SHAPE"),
+                format!("{{{}}} /* {} {} */", dims.join(", "), tensor.elem, comment(&tensor.name)),
+            );
             defines.insert(format!("{kind}_{i}_ELEMENTS"), tensor.shape.iter().product::<usize>().to_string());
         }
     }

@@ -36,7 +36,9 @@ impl Form {
             (_, Op::Input(_) | Op::Const(_) | Op::Reshape(_)) => true,
             (Form::Kernels, op) => matches!(op, Op::Kernel(_)),
             (_, Op::Kernel(_)) => false,
-            (Form::Float, Op::Quantize(_) | Op::Dequantize(_) | Op::Requant(_) | Op::Clamp(_) | Op::SumPool(_)) => false,
+            (Form::Float, Op::Quantize(_) | Op::Dequantize(_) | Op::Requant(_) | Op::Clamp(_) | Op::SumPool(_)) => {
+                false
+            }
             _ => true,
         }
     }
