@@ -177,7 +177,9 @@ pub struct Quantize {
     pub output: PathBuf,
 }
 
+// The group is how `Cli` tells that a network was given; clap leaves it empty where arguments are flattened.
 #[derive(Clone, Debug, Args)]
+#[group(arg = "model")]
 pub struct Compile {
     /// Network (.onnx).
     pub model: PathBuf,
@@ -317,7 +319,7 @@ pub struct Zoo {
     #[arg(short, long, value_name = "M.onnx", required_unless_present = "list")]
     pub output: Option<PathBuf>,
     /// List the names.
-    #[arg(long, exclusive = true)]
+    #[arg(long, conflicts_with_all = ["name", "output"])]
     pub list: bool,
     /// Height and width of the input; by default the network's own.
     #[arg(long, value_name = "PIXELS")]

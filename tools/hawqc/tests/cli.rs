@@ -261,7 +261,8 @@ fn wrong_usage() {
     fails("compile {}/m.onnx --calib {}/calib.json --cpu-features +warp -o []/m.so", 2, "warp");
     fails("compile {}/m.onnx --calib {}/calib.json --emit smoke -o []/m.so", 2, "smoke");
     fails("compile", 2, "Usage");
-    fails("fly {}/m.onnx", 2, "fly");
+    fails("", 2, "Usage");
+    fails("fly {}/m.onnx", 2, "Usage");
     fails("zoo no_such_network -o []/z.onnx", 2, "no_such_network");
     fails("bench {}/m.so --duration 5parsecs", 2, "parsecs");
     fails("eval {}/m.so --data {}/data.npz --shard 3/3", 2, "3/3");
