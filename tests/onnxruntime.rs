@@ -104,7 +104,7 @@ fn check_network(folder: &Path, images: &Tensor) {
     for index in 0..images.shape()[0] {
         let output = verify::run(&mut session, &[image(images, index)]).unwrap();
         let theirs = image(&expected["logits"], index);
-        let (ours, theirs) = (output[0].f32s().unwrap(), theirs.f32s().unwrap());
+        let (ours, theirs) = (output[0].as_slice::<f32>().unwrap(), theirs.f32s().unwrap());
         worst = ours.iter().zip(theirs).fold(worst, |w, (a, b)| w.max((a - b).abs()));
         assert_eq!(top1(ours), top1(theirs), "image {index} of {}", folder.display());
         classes.push(top1(ours));

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use hawqc_driver::verify::{self, Difference};
 use hawqc_driver::{CompileOptions, Error, Lowered, TARGETS, Target, compile, tensors};
 use hawqc_ir::{Graph, Tensor, interp};
-use hawqc_runtime::{Session, TensorRef};
+use hawqc_runtime::Session;
 
 /// The targets whose code runs on this machine.
 pub fn targets() -> Vec<Target> {
@@ -46,9 +46,7 @@ pub fn check(
 
 /// Runs a model; outputs come back with the elements of `expected`.
 fn run(session: &mut Session, inputs: &[Tensor], expected: &[Tensor]) -> Result<Vec<Tensor>, Error> {
-    let given = inputs.iter().map(tensors::to_runtime).collect::<Result<Vec<_>, _>>()?;
-    let views: Vec<TensorRef> = given.iter().map(|t| t.view()).collect();
-    let found = session.run(&views).map_err(hawqc_runtime::Error::from)?;
+    let found = verify::run(session, inputs)?;
     found.iter().zip(expected).map(|(f, e)| tensors::to_ir(f, e.elem())).collect()
 }
 

@@ -44,7 +44,7 @@ pub enum Error {
     #[error(transparent)]
     Target(#[from] hawqc_codegen::target::TargetError),
     #[error(transparent)]
-    Runtime(#[from] hawqc_runtime::Error),
+    Runtime(Box<hawqc_runtime::Error>),
     /// An invariant of the graph broke after a pass.
     #[error("after {pass}: {source}")]
     Pass { pass: &'static str, source: hawqc_ir::IrError },
@@ -60,6 +60,12 @@ pub enum Error {
     KeptValues { expected: usize, found: usize },
     #[error("`{found}` is not a stage; stages are: {known}")]
     UnknownStage { found: String, known: String },
+}
+
+impl From<hawqc_runtime::Error> for Error {
+    fn from(error: hawqc_runtime::Error) -> Error {
+        Error::Runtime(Box::new(error))
+    }
 }
 
 impl Error {

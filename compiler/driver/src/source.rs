@@ -40,7 +40,7 @@ impl Source {
 
     /// Imports a model from memory; without a folder, external data is refused.
     pub fn from_bytes(bytes: &[u8], folder: Option<&Path>, batch: usize) -> Result<Source, Error> {
-        let imported = import(bytes, &ImportOptions { base_dir: folder, batch: Some(batch), ..Default::default() })?;
+        let imported = import(bytes, &ImportOptions { base_dir: folder, batch: Some(batch) })?;
         let hash = blake3::hash(bytes).to_hex().to_string();
         Ok(Source { hash, graph: imported.graph, tensors: imported.tensors })
     }

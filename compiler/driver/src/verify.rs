@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use hawqc_ir::{Data, Graph, Op, Tensor, TypeError, interp};
-use hawqc_runtime::{Session, TensorRef};
+use hawqc_ir::{Data, Graph, Op, Tensor, TypeError, ValueId, interp};
+use hawqc_runtime::{Session, Tensor as RuntimeTensor, TensorRef};
 
 use crate::error::Error;
 use crate::tensors;
@@ -86,8 +86,10 @@ fn ulps(a: f32, b: f32) -> u64 {
 pub fn outputs(reference: &Graph, session: &mut Session, inputs: &[Tensor]) -> Result<Vec<Difference>, Error> {
     let expected = interp::run(reference, inputs)?;
     let found = run(session, inputs)?;
-    let names = reference.outputs().iter().map(|(name, _)| name);
-    names.zip(expected.iter().zip(&found)).map(|(name, (e, f))| Ok(Difference::between(name, e, f)?)).collect()
+    let compare = |((name, _), (expected, found)): (&(String, ValueId), (&Tensor, &RuntimeTensor))| {
+        Ok(Difference::between(name, expected, &tensors::to_ir(found, expected.elem())?)?)
+    };
+    reference.outputs().iter().zip(expected.iter().zip(&found)).map(compare).collect()
 }
 
 /// Compares every kernel's result. The session's model must have been compiled with every value kept.
@@ -112,11 +114,10 @@ pub fn per_layer(kernels: &Graph, session: &mut Session, inputs: &[Tensor]) -> R
 }
 
 /// Runs a compiled model on the interpreter's kind of tensors.
-pub fn run(session: &mut Session, inputs: &[Tensor]) -> Result<Vec<Tensor>, Error> {
+pub fn run(session: &mut Session, inputs: &[Tensor]) -> Result<Vec<RuntimeTensor>, Error> {
     let given = inputs.iter().map(tensors::to_runtime).collect::<Result<Vec<_>, _>>()?;
-    let views: Vec<TensorRef> = given.iter().map(|t| t.view()).collect();
-    let found = session.run(&views).map_err(hawqc_runtime::Error::from)?;
-    found.iter().map(tensors::to_ir_same).collect()
+    let views: Vec<TensorRef> = given.iter().map(RuntimeTensor::view).collect();
+    Ok(session.run(&views).map_err(hawqc_runtime::Error::from)?)
 }
 
 #[cfg(test)]

@@ -1,20 +1,38 @@
 //! The command line, declared once: names, help, parsing, completions and manual follow from here.
 
-use std::path::PathBuf;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 /// Compiles convolutional networks to integer-only, mixed int4/int8 shared objects.
 #[derive(Debug, Parser)]
-#[command(name = "hawqc", version, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+#[command(name = "hawqc", version, subcommand_required = true, arg_required_else_help = true)]
+#[command(after_help = "Without a command, `hawqc [FLAGS] M.onnx` means `hawqc compile [FLAGS] M.onnx`.")]
 pub struct Cli {
     #[command(flatten)]
     pub global: Global,
     #[command(subcommand)]
-    pub command: Option<Command>,
-    /// Without a subcommand: compile.
-    #[command(flatten)]
-    pub compile: Option<Compile>,
+    pub command: Command,
+}
+
+/// The arguments with `compile` put in where no command is named but a network is.
+///
+/// That is so if the first argument is a flag or a network (`.onnx`), some argument is a network, and none is the
+/// name of a command.
+pub fn with_command(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
+    let mut args: Vec<OsString> = args.into_iter().collect();
+    let is_network = |arg: &OsString| Path::new(arg).extension().is_some_and(|e| e == "onnx");
+    let is_flag = |arg: &OsString| arg.as_encoded_bytes().starts_with(b"-");
+    let names: Vec<String> = Cli::command().get_subcommands().map(|c| c.get_name().to_string()).collect();
+    let given = args.get(1..).unwrap_or_default();
+    let implied = given.first().is_some_and(|first| is_flag(first) || is_network(first))
+        && given.iter().any(is_network)
+        && !given.iter().any(|arg| names.iter().any(|name| arg == name.as_str()));
+    if implied {
+        args.insert(1, "compile".into());
+    }
+    args
 }
 
 #[derive(Clone, Debug, Args)]
@@ -179,7 +197,6 @@ pub struct Quantize {
 
 // The group is how `Cli` tells that a network was given; clap leaves it empty where arguments are flattened.
 #[derive(Clone, Debug, Args)]
-#[group(arg = "model")]
 pub struct Compile {
     /// Network (.onnx).
     pub model: PathBuf,
@@ -352,21 +369,25 @@ fn shard(text: &str) -> Result<(usize, usize), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn declaration_is_consistent() {
         Cli::command().debug_assert();
     }
 
+    fn parse(args: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(with_command(args.split(' ').map(OsString::from)))
+    }
+
     #[test]
-    fn no_subcommand_means_compile() {
-        let cli = Cli::try_parse_from(["hawqc", "--target", "x86-avx512", "m.onnx"]).unwrap();
-        assert!(cli.command.is_none());
-        let compile = cli.compile.unwrap();
-        assert_eq!((compile.target.target.as_str(), compile.model), ("x86-avx512", PathBuf::from("m.onnx")));
-        assert!(Cli::try_parse_from(["hawqc", "compile", "m.onnx"]).unwrap().command.is_some());
-        assert!(Cli::try_parse_from(["hawqc"]).is_err() || Cli::try_parse_from(["hawqc"]).unwrap().compile.is_none());
+    fn no_command_means_compile() {
+        for text in ["hawqc --target x86-avx512 m.onnx", "hawqc m.onnx --target x86-avx512", "hawqc --json m.onnx"] {
+            let cli = parse(text).unwrap();
+            assert!(matches!(&cli.command, Command::Compile(c) if c.model == Path::new("m.onnx")), "{text}");
+        }
+        assert!(matches!(parse("hawqc --json inspect m.onnx").unwrap().command, Command::Inspect(_)));
+        assert!(parse("hawqc fly m.onnx").unwrap_err().to_string().contains("unrecognized subcommand 'fly'"));
+        assert!(parse("hawqc").is_err());
     }
 
     #[test]

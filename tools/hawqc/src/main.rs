@@ -15,7 +15,7 @@ use console::Console;
 use failure::{Failure, Kind};
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::parse_from(args::with_command(std::env::args_os()));
     let console = Console::new(&cli.global);
     // A panic is a mistake of ours; it is reported like any other error, with its own exit code.
     std::panic::set_hook(Box::new(|_| {}));

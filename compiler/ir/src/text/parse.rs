@@ -23,6 +23,9 @@ pub fn parse(text: &str, store: &BTreeMap<ConstId, Arc<Tensor>>) -> Result<Graph
     Ok(reader.graph)
 }
 
+/// Most elements of a constant written as text, so that a short line cannot ask for much memory.
+const MAX_TEXT_ELEMENTS: usize = 1 << 26;
+
 type Outcome<T> = Result<T, String>;
 
 struct Reader<'a> {
@@ -144,6 +147,9 @@ impl<'a> Reader<'a> {
             let stored = TensorType::new(tensor.elem(), tensor.shape());
             check_declared(&stored, &TensorType::new(ty.elem, ty.shape.clone()))?;
             return Ok(Arc::clone(tensor));
+        }
+        if count > MAX_TEXT_ELEMENTS {
+            return Err(format!("a constant of {count} elements; at most {MAX_TEXT_ELEMENTS} can be written as text"));
         }
         if let Some(parameters) = call("seed") {
             let numbers: Vec<i64> = parameters.split(',').filter_map(|s| s.trim().parse().ok()).collect();

@@ -21,33 +21,32 @@ use hawqc_quantize::{BiasCorrection, Calibration, Method, Options, PrecisionPlan
 use hawqc_runtime as rt;
 
 use crate::args::{self, Cli, Command};
-use crate::console::{Console, write_stdout};
+use crate::console::Console;
 use crate::failure::{Failure, Kind, io};
 
 /// Does what the arguments ask for.
 pub fn run(cli: &Cli, console: &Console) -> Result<(), Failure> {
     let global = &cli.global;
-    match (&cli.command, &cli.compile) {
-        (Some(Command::Demo(args)), _) => demo::run(args, global, console),
-        (Some(Command::Inspect(args)), _) => inspect::run(args, console),
-        (Some(Command::Calibrate(args)), _) => calibrate::run(args, console),
-        (Some(Command::Quantize(args)), _) => quantize::run(args, console),
-        (Some(Command::Compile(args)), _) | (None, Some(args)) => compile::run(args, console),
-        (Some(Command::Run(args)), _) => run::run(args, global, console),
-        (Some(Command::Bench(args)), _) => bench::run(args, global, console),
-        (Some(Command::Verify(args)), _) => verify::run(args, global, console),
-        (Some(Command::Eval(args)), _) => eval::run(args, global, console),
-        (Some(Command::Explain(args)), _) => explain::run(args, console),
-        (Some(Command::Targets(args)), _) => targets::run(args, console),
-        (Some(Command::Zoo(args)), _) => zoo::run(args, global, console),
-        (Some(Command::Completions { shell }), _) => {
+    match &cli.command {
+        Command::Demo(args) => demo::run(args, global, console),
+        Command::Inspect(args) => inspect::run(args, console),
+        Command::Calibrate(args) => calibrate::run(args, console),
+        Command::Quantize(args) => quantize::run(args, console),
+        Command::Compile(args) => compile::run(args, console),
+        Command::Run(args) => run::run(args, global, console),
+        Command::Bench(args) => bench::run(args, global, console),
+        Command::Verify(args) => verify::run(args, global, console),
+        Command::Eval(args) => eval::run(args, global, console),
+        Command::Explain(args) => explain::run(args, console),
+        Command::Targets(args) => targets::run(args, console),
+        Command::Zoo(args) => zoo::run(args, global, console),
+        Command::Completions { shell } => {
             clap_complete::generate(*shell, &mut Cli::command(), "hawqc", &mut std::io::stdout());
             Ok(())
         }
-        (Some(Command::Man), _) => clap_mangen::Man::new(Cli::command())
+        Command::Man => clap_mangen::Man::new(Cli::command())
             .render(&mut std::io::stdout())
             .map_err(io(Path::new("standard output"))),
-        (None, None) => write_stdout(&Cli::command().render_help().to_string()),
     }
 }
 

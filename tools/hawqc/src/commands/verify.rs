@@ -72,7 +72,11 @@ fn compare(args: &Verify, network: &Path, model: &Path, global: &Global, console
                 let found = verify::run(&mut session, x)?;
                 let names = loaded.manifest().outputs.iter().map(|o| &o.name);
                 let pairs = names.zip(expected.iter().zip(&found));
-                pairs.map(|(n, (e, f))| Ok(Difference::between(n, e, f).map_err(hawqc_driver::Error::from)?)).collect()
+                let compare = |(name, (e, f))| {
+                    let found = tensors::to_ir_same(f)?;
+                    Ok(Difference::between(name, e, &found).map_err(hawqc_driver::Error::from)?)
+                };
+                pairs.map(compare).collect()
             })
         }
     }
@@ -160,7 +164,8 @@ fn signal_to_noise(
     for sample in samples {
         let expected = hawqc_quantize::execute(graph, sample, |_, _| {})?;
         for (e, f) in expected.iter().zip(verify::run(session, sample)?) {
-            let pairs = e.f32s().ok().zip(f.f32s().ok()).ok_or_else(|| Failure::invalid("an output is not f32"))?;
+            let pairs =
+                e.f32s().ok().zip(f.as_slice::<f32>()).ok_or_else(|| Failure::invalid("an output is not f32"))?;
             for (&e, &f) in pairs.0.iter().zip(pairs.1) {
                 signal += f64::from(e).powi(2);
                 noise += f64::from(e - f).powi(2);
