@@ -2,9 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use hawqc_driver::{
-    CompileOptions, Compiled, Error, Precision, Source, Target, compile, fill, float_form, lower, tensors,
-};
+use hawqc_driver::{CompileOptions, Compiled, Error, Precision, Source, Target, compile, fill, float_form, lower};
 use hawqc_ir::{Graph, Tensor};
 use hawqc_onnx::zoo::{self, ZooOptions};
 use hawqc_quantize::{Calibration, Calibrator, Options, PrecisionPlan, hawq};
@@ -59,10 +57,5 @@ impl Network {
 
 /// Random inputs of a graph, the same for the same seed.
 pub fn images(graph: &Graph, seed: u64) -> Vec<Tensor> {
-    let image = |(i, &id): (usize, &hawqc_ir::ValueId)| {
-        let ty = graph.ty(id);
-        let seed = seed.wrapping_mul(1000).wrapping_add(i as u64);
-        tensors::to_ir(&fill::random(tensors::runtime_elem(ty.elem), &ty.shape, seed).unwrap(), ty.elem).unwrap()
-    };
-    graph.inputs().iter().enumerate().map(image).collect()
+    fill::inputs(graph, seed).unwrap()
 }

@@ -96,14 +96,7 @@ fn inputs(args: &Verify, graph: &Graph, model: &Model, seed: u64) -> Result<Vec<
         let given: Result<Vec<Tensor>, _> = given.iter().map(tensors::to_ir_same).collect();
         return Ok(vec![given?]);
     }
-    let sample = |index: usize| {
-        let made = graph.inputs().iter().enumerate().map(|(i, &id)| {
-            let ty = graph.ty(id);
-            let seed = seed.wrapping_add((index * graph.inputs().len() + i) as u64);
-            Ok(tensors::to_ir(&fill::random(tensors::runtime_elem(ty.elem), &ty.shape, seed)?, ty.elem)?)
-        });
-        made.collect::<Result<Vec<Tensor>, Failure>>()
-    };
+    let sample = |index: usize| Ok(fill::inputs(graph, seed.wrapping_add(index as u64))?);
     (0..args.samples).map(sample).collect()
 }
 
