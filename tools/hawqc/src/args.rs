@@ -148,6 +148,9 @@ pub struct Inspect {
     /// Write the graph in Graphviz's language.
     #[arg(long, value_name = "FILE")]
     pub dot: Option<PathBuf>,
+    /// Draw the graph.
+    #[arg(long, value_name = "FILE")]
+    pub svg: Option<PathBuf>,
     /// List only what cannot be compiled.
     #[arg(long)]
     pub unsupported: bool,

@@ -88,16 +88,18 @@ pub fn write_stdout(text: &str) -> Result<(), Failure> {
     }
 }
 
-/// A table with a header, drawn with lines only where they help.
+/// A table with a header; columns of numbers are aligned to the right.
 pub fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
+    let rows: Vec<Vec<String>> = rows.into_iter().collect();
     let mut table = comfy_table::Table::new();
-    table.load_style(comfy_table::presets::UTF8_HORIZONTAL_ONLY).set_header(header.to_vec());
-    rows.into_iter().for_each(|row| {
-        table.add_row(row);
-    });
-    for column in table.column_iter_mut().skip(1) {
-        column.set_cell_alignment(comfy_table::CellAlignment::Right);
+    table.load_style(comfy_table::presets::UTF8_BORDERS_ONLY).set_header(header.to_vec());
+    for (index, column) in table.column_iter_mut().enumerate() {
+        let is_number = |text: &String| text.starts_with(|c: char| c.is_ascii_digit() || c == '-');
+        if rows.iter().filter_map(|row| row.get(index)).all(is_number) {
+            column.set_cell_alignment(comfy_table::CellAlignment::Right);
+        }
     }
+    table.add_rows(rows);
     table.to_string()
 }
 

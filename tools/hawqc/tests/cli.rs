@@ -384,3 +384,12 @@ fn demo_reaches_its_accuracy() {
     ok(&format!("demo --quiet --keep {out}/kept")).expect(0, "W4A4");
     ok(&format!("verify {out}/kept/digits-w4a4.so --integer-only"));
 }
+
+#[test]
+fn graphs_are_drawn() {
+    let (folder, out) = scratch();
+    ok(&format!("inspect {{}}/m.onnx --dot {out}/g.dot --svg {out}/g.svg"));
+    let read = |name: &str| std::fs::read_to_string(folder.path().join(name)).unwrap();
+    assert!(read("g.dot").starts_with("digraph") && read("g.dot").contains("->"));
+    assert!(read("g.svg").contains("<svg") && read("g.svg").contains("conv"));
+}

@@ -12,7 +12,7 @@ use serde::Serialize;
 use super::is_compiled;
 use crate::args::Inspect;
 use crate::console::{Console, bytes, table};
-use crate::failure::Failure;
+use crate::failure::{Failure, Kind};
 
 pub fn run(args: &Inspect, console: &Console) -> Result<(), Failure> {
     if is_compiled(&args.model) {
@@ -27,8 +27,22 @@ pub fn run(args: &Inspect, console: &Console) -> Result<(), Failure> {
     if let Some(path) = &args.dot {
         write_file(path, dot::print(&source.graph).as_bytes())?;
     }
+    if let Some(path) = &args.svg {
+        write_file(path, draw(&dot::print(&source.graph))?.as_bytes())?;
+    }
     let summary = summarise(&source);
     console.result(&summary, || summary.to_text())
+}
+
+/// A graph in Graphviz's language as a picture.
+fn draw(text: &str) -> Result<String, Failure> {
+    let graph = layout::gv::DotParser::new(text).process();
+    let graph = graph.map_err(|e| Failure::new(Kind::Internal, format!("the drawn graph cannot be read back: {e}")))?;
+    let mut builder = layout::gv::GraphBuilder::new();
+    builder.visit_graph(&graph);
+    let mut svg = layout::backends::svg::SVGWriter::new();
+    builder.get().do_it(false, false, false, &mut svg);
+    Ok(svg.finalize())
 }
 
 /// Lists what cannot be compiled; finding something is the answer, not a failure.
@@ -99,7 +113,7 @@ impl Summary {
             vec!["parameters".into(), self.parameters.to_string()],
             vec!["multiplications".into(), format!("{:.3} G", self.macs as f64 / 1e9)],
         ];
-        table(&["", ""], rows)
+        table(&["property", "value"], rows)
     }
 }
 
@@ -124,6 +138,6 @@ fn compiled(path: &Path, console: &Console) -> Result<(), Failure> {
             vec!["constants".into(), bytes(manifest.constant_bytes)],
             vec!["arena".into(), bytes(manifest.arena_bytes)],
         ];
-        table(&["", ""], rows)
+        table(&["property", "value"], rows)
     })
 }
