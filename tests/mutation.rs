@@ -54,7 +54,7 @@ fn damage(bytes: &[u8], chance: &mut Chance) -> Vec<u8> {
 
 /// The whole way from a model's bytes to kernels, calibrated on one image if it is in floats.
 fn import_and_lower(bytes: &[u8]) -> Result<Lowered, Error> {
-    let source = Source::from_bytes(bytes, None, 1)?;
+    let source = Source::from_bytes(bytes, None, Some(1))?;
     if source.is_quantized() {
         return lower(&source, None);
     }

@@ -63,7 +63,7 @@ fn check_layers(folder: &Path) {
     let targets = agree::targets();
     while let Some(model) = Some(folder.join(format!("{layers:03}.onnx"))).filter(|p| p.exists()) {
         let recorded = arrays(&model.with_extension("npz"));
-        let source = Source::load(&model, 1).unwrap();
+        let source = Source::load(&model, Some(1)).unwrap();
         let lowered = lower(&source, None).unwrap_or_else(|e| panic!("{}: {e}", model.display()));
         let integer = lowered.integer();
         let lsb = recorded["lsb"].f32s().unwrap()[0];
@@ -94,7 +94,7 @@ fn top1(scores: &[f32]) -> usize {
 
 /// Whole images through compiled code.
 fn check_network(folder: &Path, images: &Tensor) {
-    let source = Source::load(&folder.join("model.onnx"), 1).unwrap();
+    let source = Source::load(&folder.join("model.onnx"), Some(1)).unwrap();
     let expected = arrays_of(&folder.join("expected.npz"), &["logits"]);
     let lowered = lower(&source, None).unwrap();
     let options = CompileOptions { target: Target::host().unwrap(), keep_values: false };

@@ -38,7 +38,7 @@ fn cases() -> Vec<Case> {
                 arrays.into_iter().map(|(name, t)| (name, tensors::to_ir_same(&t).unwrap())).collect();
             let batch = recorded["x"].shape()[0];
             let name = model.file_stem().unwrap().to_string_lossy().into_owned();
-            Case { name, source: Source::load(model, batch).unwrap(), recorded }
+            Case { name, source: Source::load(model, Some(batch)).unwrap(), recorded }
         })
         .collect();
     assert!(cases.len() >= 33, "{} models found", cases.len());

@@ -27,7 +27,7 @@ impl Network {
 
     /// A model in memory, calibrated on `samples` random images.
     pub fn from_bytes(bytes: &[u8], samples: u64) -> Network {
-        let source = Source::from_bytes(bytes, None, 1).unwrap();
+        let source = Source::from_bytes(bytes, None, Some(1)).unwrap();
         let float = float_form(&source).unwrap();
         let mut calibrator = Calibrator::new(&float).unwrap();
         for seed in 0..samples {

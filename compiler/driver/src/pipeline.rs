@@ -65,7 +65,7 @@ pub fn pass_names() -> impl Iterator<Item = &'static str> {
 }
 
 /// The graph after one pass.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Stage {
     /// `imported`, or the pass.
     pub name: &'static str,
@@ -74,7 +74,7 @@ pub struct Stage {
 }
 
 /// A network on its way from the file to kernels, with every stage it went through.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Lowered {
     /// Digest of the model, in hexadecimal.
     pub model_hash: String,

@@ -24,8 +24,8 @@ pub struct Source {
 }
 
 impl Source {
-    /// Reads a file; external data is looked for in its folder.
-    pub fn load(path: &Path, batch: usize) -> Result<Source, Error> {
+    /// Reads a file; external data is looked for in its folder. `batch` overrides the network's own batch size.
+    pub fn load(path: &Path, batch: Option<usize>) -> Result<Source, Error> {
         let io = |source| Error::Io { path: path.into(), source };
         let mut file = File::open(path).map_err(io)?;
         let bytes = file.metadata().map_err(io)?.len();
@@ -39,8 +39,8 @@ impl Source {
     }
 
     /// Imports a model from memory; without a folder, external data is refused.
-    pub fn from_bytes(bytes: &[u8], folder: Option<&Path>, batch: usize) -> Result<Source, Error> {
-        let imported = import(bytes, &ImportOptions { base_dir: folder, batch: Some(batch) })?;
+    pub fn from_bytes(bytes: &[u8], folder: Option<&Path>, batch: Option<usize>) -> Result<Source, Error> {
+        let imported = import(bytes, &ImportOptions { base_dir: folder, batch })?;
         let hash = blake3::hash(bytes).to_hex().to_string();
         Ok(Source { hash, graph: imported.graph, tensors: imported.tensors })
     }

@@ -98,6 +98,8 @@ fn merge(old: &Graph, new: &mut Graph, id: ValueId, args: &[ValueId]) -> Result<
     if let Op::Conv(before) = new.op(args[0]).clone()
         && absorbed_by_users(old, old_src)?
         && let Some(scale) = channel_affine(new, &before, &new.args(args[0]))?
+        // The source may have taken up another affine step since, and with it a shift.
+        && (conv.pad == [0; 4] || scale.shift.iter().all(|&s| s == 0.0))
         && let Some(parts) = parts_of(new, args)?
     {
         let src = operand(new, args[0], 0);
@@ -280,6 +282,20 @@ mod tests {
             check_same(&net.graph, &folded, &tensor(2, &[1, 5, 5, 3]));
             assert_eq!(count(&folded, "conv"), left);
         }
+    }
+
+    #[test]
+    fn shift_taken_up_on_the_way_stays_before_padding() {
+        let mut net = Net::new(5);
+        let x = net.input(&[1, 5, 5, 3]);
+        let x = net.norm("shift", x);
+        let wei = net.constant(&[3, 1, 1, 1], 1.0);
+        let x = net.graph.add("scale", Conv { groups: 3, ..Conv::unit() }, &[x, wei]).unwrap();
+        let x = net.conv("conv", x, 4, 3, padded(1));
+        net.output(x);
+        let folded = fold_batch_norm(&net.graph).unwrap();
+        check_same(&net.graph, &folded, &tensor(2, &[1, 5, 5, 3]));
+        assert_eq!(count(&folded, "conv"), 2);
     }
 
     #[test]

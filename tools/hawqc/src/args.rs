@@ -105,14 +105,14 @@ pub struct Precision {
     /// 8, 4, w4a8, hawq:CONFIG, or a bits.json file.
     #[arg(long, value_name = "BITS", default_value = "8")]
     pub bits: String,
-    /// Batch size for networks that leave it open.
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=4096))]
-    pub batch: u32,
+    /// Batch size; by default the network's own, or 1 where it leaves it open.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub batch: Option<u32>,
     /// How activation ranges are chosen from the calibration.
     #[arg(long, value_enum, default_value_t = Method::Mse)]
     pub method: Method,
     /// Percentile kept by `--method percentile`.
-    #[arg(long, default_value_t = 99.99, value_name = "P")]
+    #[arg(long, default_value_t = 99.99, value_name = "P", value_parser = percentile)]
     pub percentile: f64,
     /// Width of the residual stream, 8 or 16; by default that of the plan.
     #[arg(long, value_name = "BITS")]
@@ -283,8 +283,8 @@ pub struct Verify {
     #[arg(short, long, value_name = "X.npz")]
     pub input: Option<PathBuf>,
     /// Random inputs to try.
-    #[arg(long, default_value_t = 2, value_name = "N")]
-    pub samples: usize,
+    #[arg(long, default_value_t = 2, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub samples: u32,
     /// Compare every kernel's result, and name the first that differs.
     #[arg(long)]
     pub per_layer: bool,
@@ -359,6 +359,13 @@ fn duration(text: &str) -> Result<std::time::Duration, String> {
         unit => return Err(format!("unknown unit `{unit}`; use ms, s or m")),
     };
     std::time::Duration::try_from_secs_f64(seconds).map_err(|e| e.to_string())
+}
+
+fn percentile(text: &str) -> Result<f64, String> {
+    text.parse()
+        .ok()
+        .filter(|p| *p > 0.0 && *p <= 100.0)
+        .ok_or_else(|| format!("`{text}` is not above 0 and at most 100"))
 }
 
 fn shard(text: &str) -> Result<(usize, usize), String> {

@@ -393,3 +393,21 @@ fn graphs_are_drawn() {
     assert!(read("g.dot").starts_with("digraph") && read("g.dot").contains("->"));
     assert!(read("g.svg").contains("<svg") && read("g.svg").contains("conv"));
 }
+
+#[test]
+fn the_network_is_not_overwritten() {
+    let (folder, out) = scratch();
+    ok(&format!("zoo tiny_resnet -o {out}/n.onnx"));
+    let before = std::fs::read(folder.path().join("n.onnx")).unwrap();
+    fails(&format!("compile {out}/n.onnx --calib {{}}/calib.json -o {out}/n.onnx"), 2, "the network itself");
+    assert_eq!(std::fs::read(folder.path().join("n.onnx")).unwrap(), before);
+}
+
+#[test]
+fn per_layer_verification_looks_at_the_given_model_too() {
+    let (_folder, out) = scratch();
+    ok(&format!("compile {{}}/m.onnx --calib {{}}/calib.json --bits 4 -o {out}/m4.so"));
+    let rest = "--calib {}/calib.json --per-layer";
+    ok(&format!("verify {{}}/m.onnx {out}/m4.so {rest} --bits 4"));
+    fails(&format!("verify {{}}/m.onnx {out}/m4.so {rest} --bits 8"), 5, "differs");
+}

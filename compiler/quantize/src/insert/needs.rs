@@ -39,6 +39,8 @@ pub(super) struct Needs<'a> {
     residual_bits: u8,
     live: Vec<bool>,
     border: Vec<bool>,
+    /// Values behind a softmax that only leave: floats of the border.
+    leaving: Vec<bool>,
     /// For an addition the operand it takes as an accumulator.
     direct: Vec<Option<ValueId>>,
     storage: Vec<Option<Storage>>,
@@ -52,6 +54,7 @@ impl<'a> Needs<'a> {
             residual_bits,
             live: graph.live(),
             border: border_values(graph),
+            leaving: leaving_values(graph),
             direct: direct_operands(graph),
             storage: vec![None; graph.len()],
         };
@@ -101,19 +104,39 @@ impl<'a> Needs<'a> {
 
     /// The storage of a value whose users are decided.
     fn decide(&self, id: ValueId) -> Option<Storage> {
-        let users = self.graph.users(id).into_iter().filter(|u| self.live[u.index()]);
-        let mut needs: Vec<Need> = users.filter_map(|u| self.need(u, id)).collect();
-        if self.graph.is_output(id) && !matches!(self.graph.op(id), Op::Softmax(_)) {
+        if self.leaving[id.index()] {
+            return None;
+        }
+        let users: Vec<ValueId> = self.graph.users(id).into_iter().filter(|u| self.live[u.index()]).collect();
+        let mut needs: Vec<Need> = users.iter().filter_map(|&u| self.need(u, id)).collect();
+        if self.graph.is_output(id) {
             needs.extend(self.need_at_border(id));
         }
         let widest = needs.iter().map(|n| n.bits).max()?;
         if self.border[id.index()] {
             return Some(Storage { bits: widest.max(COARSEST), anchor: None });
         }
-        let anchor = needs.iter().filter(|n| n.bits == widest).find_map(|n| n.anchor);
+        // A value that others read too keeps its own scale, since the common one may be far too coarse for
+        // them; the concatenation reads a copy.
+        let lone = users.len() == 1 && !self.graph.is_output(id);
+        let anchor = needs.iter().filter(|n| lone && n.bits == widest).find_map(|n| n.anchor);
         let own = matches!(self.graph.op(id), Op::Concat(_)).then_some(id);
         Some(Storage { bits: widest, anchor: anchor.or(own) })
     }
+}
+
+/// For every value whether it is a softmax, or moved from one, that nothing computes with afterwards.
+fn leaving_values(graph: &Graph) -> Vec<bool> {
+    let moves = |id: ValueId| matches!(graph.op(id), Op::Reshape(_) | Op::Transpose(_));
+    let mut leaving = vec![false; graph.len()];
+    for id in graph.values() {
+        let moved = moves(id) && leaving[graph.args(id)[0].index()];
+        leaving[id.index()] = moved || matches!(graph.op(id), Op::Softmax(_));
+    }
+    for id in graph.values().collect::<Vec<_>>().into_iter().rev() {
+        leaving[id.index()] &= graph.users(id).into_iter().all(|user| moves(user) && leaving[user.index()]);
+    }
+    leaving
 }
 
 /// Whether a clamp limits an accumulator that nothing else reads, so that it becomes a bound of the requantisation.

@@ -146,6 +146,29 @@ fn concatenation_has_one_scale_and_shares_it_with_a_lone_pool() {
 }
 
 #[test]
+fn what_a_concatenation_shares_with_others_keeps_its_scale() {
+    let mut net = Net::new(3);
+    let x = net.input(&[1, 6, 6, 3]);
+    let a = net.conv("a", x, 4, 1, Conv::unit());
+    // A hundred times larger than `a`, so that the common scale would leave nothing of it.
+    let wei = net.constant(&[4, 1, 1, 4], 100.0);
+    let b = net.graph.add("b", Conv::unit(), &[a, wei]).unwrap();
+    let x = net.graph.add("join", Concat { axis: 3 }, &[a, b]).unwrap();
+    let x = net.conv("last", x, 4, 1, Conv::unit());
+    net.output(x);
+    let plan = PrecisionPlan::uniform(&net.graph, 8, 8).unwrap();
+    let qdq = inserted(&net.graph, &plan, Options::default());
+    let scales: Vec<f32> = qdq
+        .values()
+        .filter(|&id| qdq.name(id) == "a" && matches!(qdq.op(id), Op::Quantize(_)))
+        .map(|id| qdq.tensor(qdq.args(id)[1]).unwrap().f32s().unwrap()[0])
+        .collect();
+    assert_eq!(scales.len(), 2, "one for `b`, one for the concatenation");
+    assert!(scales[1] > 10.0 * scales[0], "{scales:?}");
+    integerize(&qdq).unwrap();
+}
+
+#[test]
 fn relu6_limits_the_scale_and_global_pool_is_quantised_on_both_sides() {
     let mut net = Net::new(1);
     let x = net.input(&[1, 6, 6, 3]);

@@ -10,7 +10,7 @@ use crate::data::Dataset;
 use crate::failure::Failure;
 
 pub fn run(args: &Calibrate, console: &Console) -> Result<(), Failure> {
-    let source = Source::load(&args.model, 1)?;
+    let source = Source::load(&args.model, Some(1))?;
     let calibration = observe(&source, |input| Dataset::open(&args.data, input), args.samples, console)?;
     write_file(&args.output, calibration.to_json().as_bytes())?;
     console.note(format!(

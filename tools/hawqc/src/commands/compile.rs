@@ -5,14 +5,16 @@ use std::path::{Path, PathBuf};
 use hawqc_driver::{CompileOptions, Compiled, LinkWith, Source, compile, lower, write_file};
 use serde_json::json;
 
-use super::{precision, target};
+use super::{check_output, precision, target};
 use crate::args::Compile;
 use crate::console::{Console, bytes, time};
 use crate::failure::Failure;
 
 pub fn run(args: &Compile, console: &Console) -> Result<(), Failure> {
     let start = std::time::Instant::now();
-    let source = Source::load(&args.model, args.precision.batch as usize)?;
+    let base = args.output.clone().unwrap_or_else(|| args.model.with_extension("so"));
+    check_output(&base, &args.model)?;
+    let source = Source::load(&args.model, args.precision.batch.map(|n| n as usize))?;
     let precision = precision(&args.precision, &source)?;
     let target = target(&args.target)?;
     let lowered = lower(&source, precision.as_ref())?;
@@ -21,7 +23,6 @@ pub fn run(args: &Compile, console: &Console) -> Result<(), Failure> {
     }
     let options = CompileOptions { target, keep_values: args.keep_values };
     let compiled = compile(lowered, &options)?;
-    let base = args.output.clone().unwrap_or_else(|| args.model.with_extension("so"));
     let with = if args.link_with_cc { LinkWith::Cc { command: "cc".into() } } else { LinkWith::Own };
     let written = emit(&compiled, &args.emit, &base, &with)?;
     let manifest = &compiled.artifact.manifest;

@@ -45,7 +45,7 @@ pub fn run(args: &Demo, global: &Global, console: &Console) -> Result<(), Failur
     let (calibration, test) = (place("calibration.npz", CALIBRATION)?, place("test.npz", TEST)?);
 
     console.note("network: digits, a residual network for 8x8 images; float ONNX, batch norms not folded");
-    let source = Source::load(&network, 1)?;
+    let source = Source::load(&network, Some(1))?;
     let calibration = calibrate::observe(&source, |input| Dataset::open(&calibration, input), None, console)?;
     console.note(format!("calibrated on {} images", calibration.samples()));
     let graph = hawqc_driver::float_form(&source)?;

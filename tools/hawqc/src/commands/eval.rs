@@ -51,7 +51,7 @@ pub fn run(args: &Eval, global: &Global, console: &Console) -> Result<(), Failur
         let data = Dataset::open(&args.data, &input_shape(&session)?)?;
         compiled(&mut session, &data, args.shard, console)?
     } else {
-        let source = Source::load(&args.model, 1)?;
+        let source = Source::load(&args.model, Some(1))?;
         let graph = if source.is_quantized() { source.graph } else { float_form(&source)? };
         let data = Dataset::open(&args.data, &single_input(&graph)?)?;
         float(&graph, &data, args.shard, console)?

@@ -17,7 +17,7 @@ pub fn run(args: &Explain, console: &Console) -> Result<(), Failure> {
     let (manifest, report) = if is_compiled(path) {
         (Model::read_manifest(path).map_err(hawqc_runtime::Error::from)?, None)
     } else {
-        let source = Source::load(path, args.precision.batch as usize)?;
+        let source = Source::load(path, args.precision.batch.map(|n| n as usize))?;
         let precision = precision(&args.precision, &source)?;
         let lowered = lower(&source, precision.as_ref())?;
         let report = lowered.report.to_string();

@@ -18,7 +18,7 @@ pub fn run(args: &Inspect, console: &Console) -> Result<(), Failure> {
     if is_compiled(&args.model) {
         return compiled(&args.model, console);
     }
-    let source = match Source::load(&args.model, 1) {
+    let source = match Source::load(&args.model, None) {
         Err(Error::Import(ImportError::Unsupported(_))) | Ok(_) if args.unsupported => {
             return unsupported(args, console);
         }
@@ -47,7 +47,7 @@ fn draw(text: &str) -> Result<String, Failure> {
 
 /// Lists what cannot be compiled; finding something is the answer, not a failure.
 fn unsupported(args: &Inspect, console: &Console) -> Result<(), Failure> {
-    let found = match Source::load(&args.model, 1) {
+    let found = match Source::load(&args.model, None) {
         Err(Error::Import(ImportError::Unsupported(list))) => list.iter().map(ToString::to_string).collect(),
         Err(other) => return Err(other.into()),
         Ok(_) => Vec::new(),

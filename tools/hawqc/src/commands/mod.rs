@@ -101,6 +101,16 @@ fn is_compiled(path: &Path) -> bool {
     path.extension().is_some_and(|e| e == "so")
 }
 
+/// Refuses to write over the network that is read.
+fn check_output(output: &Path, model: &Path) -> Result<(), Failure> {
+    match (output.canonicalize(), model.canonicalize()) {
+        (Ok(output), Ok(model)) if output == model => {
+            Err(Failure::usage(format!("{} is the network itself; give another output", model.display())))
+        }
+        _ => Ok(()),
+    }
+}
+
 fn read_text(path: &Path) -> Result<String, Failure> {
     std::fs::read_to_string(path).map_err(io(path))
 }

@@ -3,13 +3,14 @@
 use hawqc_driver::{Error, Source, write_file};
 use hawqc_onnx::{Format as OnnxFormat, export};
 
-use super::precision;
+use super::{check_output, precision};
 use crate::args::{Format, Quantize};
 use crate::console::{Console, bytes};
 use crate::failure::Failure;
 
 pub fn run(args: &Quantize, console: &Console) -> Result<(), Failure> {
-    let source = Source::load(&args.model, args.precision.batch as usize)?;
+    check_output(&args.output, &args.model)?;
+    let source = Source::load(&args.model, args.precision.batch.map(|n| n as usize))?;
     let Some(precision) = precision(&args.precision, &source)? else {
         return Err(Failure::usage("the network is quantised already"));
     };

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use hawqc_driver::verify::{self, Difference};
-use hawqc_driver::{CompileOptions, Lowered, Source, audit, compile, fill, float_form, lower, tensors};
+use hawqc_driver::{CompileOptions, Lowered, Source, audit, compile, fill, lower, tensors};
 use hawqc_ir::{Graph, Tensor};
 use hawqc_runtime::npy::Npz;
 use hawqc_runtime::{Model, Session};
@@ -45,7 +45,7 @@ fn integer_only(path: &Path, console: &Console) -> Result<(), Failure> {
 }
 
 fn compare(args: &Verify, network: &Path, model: &Path, global: &Global, console: &Console) -> Result<(), Failure> {
-    let source = Source::load(network, args.precision.batch as usize)?;
+    let source = Source::load(network, args.precision.batch.map(|n| n as usize))?;
     let loaded = Arc::new(Model::open(model).map_err(hawqc_runtime::Error::from)?);
     if loaded.manifest().model_hash != source.hash {
         return Err(Failure::invalid(format!("{} was not compiled from {}", model.display(), network.display())));
@@ -56,16 +56,14 @@ fn compare(args: &Verify, network: &Path, model: &Path, global: &Global, console
     let inputs = inputs(args, lowered.integer(), &loaded, global.seed)?;
     let mut session = Session::new(Arc::clone(&loaded), threads)?;
     match args.against.as_str() {
-        "interp" if args.per_layer => {
-            let mut session = keeping_values(lowered, &loaded, threads)?;
-            let kernels = session.1.kernels();
-            judge(args, &inputs, console, |x| Ok(verify::per_layer(kernels, &mut session.0, x)?))
+        "interp" => {
+            if args.per_layer {
+                let (mut session, lowered) = keeping_values(lowered.clone(), &loaded, threads)?;
+                judge(args, &inputs, console, |x| Ok(verify::per_layer(lowered.kernels(), &mut session, x)?))?;
+            }
+            judge(args, &inputs, console, |x| Ok(verify::outputs(lowered.integer(), &mut session, x)?))
         }
-        "interp" => judge(args, &inputs, console, |x| Ok(verify::outputs(lowered.integer(), &mut session, x)?)),
-        "float" => {
-            let graph = if source.is_quantized() { source.graph } else { float_form(&source)? };
-            signal_to_noise(&graph, &mut session, &inputs, console)
-        }
+        "float" => signal_to_noise(&source.graph, &mut session, &inputs, console),
         file => {
             let expected = expected(Path::new(file), &loaded)?;
             judge(args, &inputs[..1.min(inputs.len())], console, |x| {
@@ -97,7 +95,7 @@ fn inputs(args: &Verify, graph: &Graph, model: &Model, seed: u64) -> Result<Vec<
         return Ok(vec![given?]);
     }
     let sample = |index: usize| Ok(fill::inputs(graph, seed.wrapping_add(index as u64))?);
-    (0..args.samples).map(sample).collect()
+    (0..args.samples as usize).map(sample).collect()
 }
 
 fn expected(path: &Path, model: &Model) -> Result<Vec<Tensor>, Failure> {
