@@ -24,14 +24,17 @@ pub struct Accuracy {
 }
 
 impl Accuracy {
-    /// Counts one sample.
-    fn record(&mut self, scores: &[f32], label: usize) {
+    /// Counts one sample; an error if there is no score for its label.
+    fn record(&mut self, scores: &[f32], label: usize) -> Result<(), Failure> {
+        let classes = scores.len();
+        let missing = || Failure::invalid(format!("label {label} is beyond the network's {classes} classes"));
         // The rank of the label: scores above it, and equal ones before it.
-        let Some(&own) = scores.get(label) else { return self.samples += 1 };
+        let &own = scores.get(label).ok_or_else(missing)?;
         let ahead = scores.iter().enumerate().filter(|&(i, &s)| s > own || (s == own && i < label)).count();
         self.samples += 1;
         self.top1 += usize::from(ahead < 1);
         self.top5 += usize::from(ahead < 5);
+        Ok(())
     }
 
     /// Share of samples whose label came first, in percent.
@@ -119,7 +122,7 @@ fn count(
     let bar = console.progress("evaluating", range.len());
     let mut accuracy = Accuracy::default();
     for index in range {
-        accuracy.record(&scores(&data.sample(index)?)?, labels[index]);
+        accuracy.record(&scores(&data.sample(index)?)?, labels[index])?;
         bar.inc(1);
     }
     bar.finish_and_clear();
@@ -133,10 +136,10 @@ mod tests {
     #[test]
     fn ties_go_to_the_first() {
         let mut accuracy = Accuracy::default();
-        accuracy.record(&[1.0, 1.0, 0.0], 1);
-        accuracy.record(&[1.0, 1.0, 0.0], 0);
-        accuracy.record(&[6.0, 5.0, 4.0, 3.0, 2.0, 1.0], 5);
-        accuracy.record(&[1.0], 7);
-        assert_eq!((accuracy.samples, accuracy.top1, accuracy.top5), (4, 1, 2));
+        accuracy.record(&[1.0, 1.0, 0.0], 1).unwrap();
+        accuracy.record(&[1.0, 1.0, 0.0], 0).unwrap();
+        accuracy.record(&[6.0, 5.0, 4.0, 3.0, 2.0, 1.0], 5).unwrap();
+        assert!(accuracy.record(&[1.0], 7).is_err());
+        assert_eq!((accuracy.samples, accuracy.top1, accuracy.top5), (3, 1, 2));
     }
 }

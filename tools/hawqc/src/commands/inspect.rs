@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use hawqc_driver::{Error, Source, dot, write_file};
+use hawqc_driver::{Class, Error, Precision, Source, dot, fill, float_form, lower, write_file};
 use hawqc_ir::{Graph, Op, ValueId};
 use hawqc_onnx::ImportError;
+use hawqc_quantize::{Calibrator, Options, PrecisionPlan};
 use hawqc_runtime::Model;
 use serde::Serialize;
 
@@ -47,12 +48,26 @@ fn draw(text: &str) -> Result<String, Failure> {
 
 /// Lists what cannot be compiled; finding something is the answer, not a failure.
 fn unsupported(args: &Inspect, console: &Console) -> Result<(), Failure> {
-    let found = match Source::load(&args.model, None) {
+    let found = match Source::load(&args.model, None).and_then(|source| try_lowering(&source)) {
+        Ok(()) => Vec::new(),
         Err(Error::Import(ImportError::Unsupported(list))) => list.iter().map(ToString::to_string).collect(),
+        Err(refusal) if refusal.class() == Class::Unsupported => vec![refusal.to_string()],
         Err(other) => return Err(other.into()),
-        Ok(_) => Vec::new(),
     };
     console.result(&found, || if found.is_empty() { "everything can be compiled".into() } else { found.join("\n") })
+}
+
+/// Lowers the network at 8 bits, a float one with the ranges that a random input shows.
+fn try_lowering(source: &Source) -> Result<(), Error> {
+    if source.is_quantized() {
+        return lower(source, None).map(|_| ());
+    }
+    let float = float_form(source)?;
+    let mut calibrator = Calibrator::new(&float)?;
+    calibrator.observe(&fill::inputs(&float, 0)?)?;
+    let calibration = calibrator.finish(&source.hash)?;
+    let plan = PrecisionPlan::uniform(&float, 8, 8)?;
+    lower(source, Some(&Precision { calibration, plan, options: Options::default() })).map(|_| ())
 }
 
 #[derive(Serialize)]
