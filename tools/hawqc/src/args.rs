@@ -102,9 +102,9 @@ pub struct Precision {
     /// Calibration file, from `hawqc calibrate`.
     #[arg(long, value_name = "CALIB.json")]
     pub calib: Option<PathBuf>,
-    /// 8, 4, w4a8, hawq:CONFIG, or a bits.json file.
-    #[arg(long, value_name = "BITS", default_value = "8")]
-    pub bits: String,
+    /// 8, 4, w4a8, hawq:CONFIG, or a bits.json file; by default 8.
+    #[arg(long, value_name = "BITS")]
+    pub bits: Option<String>,
     /// Batch size; by default the network's own, or 1 where it leaves it open.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub batch: Option<u32>,

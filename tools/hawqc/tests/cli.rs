@@ -171,6 +171,7 @@ fn quantised_export_gives_the_same_outputs() {
     line("compile {}/m.onnx --calib {}/calib.json --bits 4 -o []/direct.so");
     line("quantize {}/m.onnx --calib {}/calib.json --bits 4 -o []/q.onnx");
     line("compile []/q.onnx -o []/exported.so");
+    fails(&format!("compile {out}/q.onnx --bits 8 -o {out}/other.so"), 2, "quantised already");
     line("run []/direct.so -i {}/x.npy -o []/direct.npz");
     line("run []/exported.so -i {}/x.npy -o []/exported.npz");
     let read = |name: &str| npy::Npz::open(&folder.path().join(name)).unwrap().read_all().unwrap();

@@ -118,8 +118,9 @@ fn read_text(path: &Path) -> Result<String, Failure> {
 /// How `source` becomes integer: `None` if it brings its own quantisation.
 fn precision(args: &args::Precision, source: &Source) -> Result<Option<Precision>, Failure> {
     if source.is_quantized() {
-        if args.calib.is_some() {
-            return Err(Failure::usage("the network is quantised already; --calib has no meaning for it"));
+        let given = [("--calib", args.calib.is_some()), ("--bits", args.bits.is_some())];
+        if let Some((flag, _)) = given.iter().find(|(_, is_given)| *is_given) {
+            return Err(Failure::usage(format!("the network is quantised already; {flag} has no meaning for it")));
         }
         return Ok(None);
     }
@@ -128,7 +129,7 @@ fn precision(args: &args::Precision, source: &Source) -> Result<Option<Precision
         Calibration::from_json(&read_text(path)?).map_err(|e| Failure::invalid(format!("{}: {e}", path.display())))?;
     calibration.check_model(&source.hash)?;
     let graph = hawqc_driver::float_form(source)?;
-    let mut plan = plan(&args.bits, &graph)?;
+    let mut plan = plan(args.bits.as_deref().unwrap_or("8"), &graph)?;
     if let Some(bits) = args.residual_bits {
         plan = plan.with_residual_bits(bits)?;
     }
