@@ -91,8 +91,7 @@ pub fn target_of(manifest: &Manifest) -> Result<Target, Error> {
     Ok(Target::from_manifest(&manifest.target, &manifest.arch, &manifest.features)?)
 }
 
-/// Disassembles a shared object: code between the borders is integer only, and all code keeps to the
-/// features its manifest names.
+/// Disassembles a shared object and lists every floating-point instruction and division between the borders.
 pub fn audit(shared_object: &[u8]) -> Result<disasm::Report, Error> {
     Ok(disasm::audit_integer_only(shared_object)?)
 }
