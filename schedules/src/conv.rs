@@ -8,7 +8,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use hawqc_ir::{Arg, Elem, KernelSpec, Op};
+use hawqc_ir::{Arg, Elem, KernelSpec, Op, Range, Rounding};
 
 use crate::Machine;
 
@@ -40,6 +40,19 @@ pub struct ConvGeometry {
     pub packed_pairs: bool,
     /// Inputs or weights of 16 bits.
     pub wide: bool,
+    pub groups: usize,
+    pub src: Elem,
+    /// Of the source and the padding's value.
+    pub src_range: Range,
+    pub wei: Elem,
+    pub wei_range: Range,
+    /// Output pixels of a row, output rows of an image.
+    pub row_pixels: usize,
+    pub image_rows: usize,
+    /// Source values that one more output row needs.
+    pub row_values: usize,
+    /// Whether all requantisations round half up or down to the floor.
+    pub plain_rounding: bool,
 }
 
 /// Largest of each parameter.
@@ -59,7 +72,9 @@ impl ConvGeometry {
             return None;
         };
         let (src, wei) = (spec.operands().get(*src)?, spec.operands().get(*wei)?);
-        let &[k, kh, kw, cg] = wei.shape.as_slice() else {
+        let (&[k, kh, kw, cg], &[_, _, w, c], &[_, oh, ow, _]) =
+            (wei.shape.as_slice(), src.shape.as_slice(), step.ty.shape.as_slice())
+        else {
             return None;
         };
         if conv.groups > 1 && cg == 1 && k == conv.groups {
@@ -72,6 +87,18 @@ impl ConvGeometry {
             src_bytes: src.elem.bytes(),
             packed_pairs: wei.elem == Elem::I4,
             wide: src.elem == Elem::I16 || wei.elem == Elem::I16,
+            groups: conv.groups,
+            src: src.elem,
+            src_range: src.int_range().ok()?.union(Range::new(conv.pad_value.into(), conv.pad_value.into())),
+            wei: wei.elem,
+            wei_range: wei.int_range().ok()?,
+            row_pixels: ow,
+            image_rows: oh,
+            row_values: conv.stride[0] * w * c,
+            plain_rounding: spec.steps().iter().all(|step| match &step.op {
+                Op::Requant(requant) => matches!(requant.round, Rounding::HalfUp | Rounding::Floor),
+                _ => true,
+            }),
         })
     }
 }
@@ -175,11 +202,7 @@ impl FromStr for ConvSchedule {
         let ["conv", mr, nr, tiles, blocks] = words.as_slice() else {
             return Err(());
         };
-        let number = |word: &str, key: &str| {
-            let digits = word.strip_prefix(key).and_then(|w| w.strip_prefix('=')).ok_or(())?;
-            // Only the spelling that printing gives.
-            digits.parse::<usize>().ok().filter(|n| n.to_string() == digits).ok_or(())
-        };
+        let number = crate::number;
         Ok(ConvSchedule {
             mr: number(mr, "mr")?,
             nr: number(nr, "nr")?,

@@ -5,6 +5,7 @@
 //! ([`Schedule::legal`]), and its text form reads back.
 
 mod conv;
+mod wide;
 
 use std::fmt;
 use std::str::FromStr;
@@ -13,6 +14,7 @@ use hawqc_ir::KernelSpec;
 use thiserror::Error;
 
 pub use conv::{ConvGeometry, ConvSchedule};
+pub use wide::{Multiply, WideSchedule, unsigned_offset};
 
 /// What a schedule needs to know of a target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +23,18 @@ pub struct Machine {
     pub vector_registers: usize,
     /// Whether one instruction forms four 8-bit products per lane.
     pub quad_dot: bool,
+    /// Vectors beyond 128 bits that kernels are assembled for, the widest first.
+    pub wide: [Option<WideMachine>; 2],
+}
+
+/// Vectors beyond 128 bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WideMachine {
+    /// Lanes of 32 bits.
+    pub lanes: usize,
+    pub registers: usize,
+    /// Whether one instruction forms four 8-bit products per lane.
+    pub dot: bool,
 }
 
 /// How a kernel is run.
@@ -30,12 +44,17 @@ pub enum Schedule {
     Default,
     /// Portable convolution in register tiles.
     Conv(ConvSchedule),
+    /// Convolution with assembled inner kernels.
+    Wide(WideSchedule),
 }
 
 /// Why a schedule cannot be had.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum ScheduleError {
-    #[error("`{0}` is not a schedule: write `default` or `conv mr=3 nr=4 tiles=16 blocks=4`")]
+    #[error(
+        "`{0}` is not a schedule: write `default`, `conv mr=3 nr=4 tiles=16 blocks=4` or \
+         `wide mul=i16 mr=4 nr=3 rows=8 blocks=2`"
+    )]
     Syntax(String),
     #[error("schedule `{schedule}` is not legal here: {reason}")]
     Illegal { schedule: Schedule, reason: String },
@@ -44,6 +63,12 @@ pub enum ScheduleError {
 impl Schedule {
     /// The schedule used where nothing has been measured.
     pub fn default_for(spec: &KernelSpec, machine: Machine) -> Schedule {
+        let wide = ConvGeometry::of(spec).and_then(|geometry| WideSchedule::default_for(&geometry, machine));
+        wide.map_or_else(|| Schedule::portable_for(spec, machine), Schedule::Wide)
+    }
+
+    /// The default among schedules without assembled kernels, which every kernel has.
+    pub fn portable_for(spec: &KernelSpec, machine: Machine) -> Schedule {
         match ConvGeometry::of(spec) {
             Some(geometry) => Schedule::Conv(ConvSchedule::default_for(&geometry, machine)),
             None => Schedule::Default,
@@ -55,8 +80,9 @@ impl Schedule {
         let first = Schedule::default_for(spec, machine);
         let mut all = vec![first];
         if let Some(geometry) = ConvGeometry::of(spec) {
-            let others = ConvSchedule::candidates(&geometry, machine).into_iter().map(Schedule::Conv);
-            all.extend(others.filter(|&s| s != first));
+            let wide = WideSchedule::candidates(&geometry, machine).into_iter().map(Schedule::Wide);
+            let portable = ConvSchedule::candidates(&geometry, machine).into_iter().map(Schedule::Conv);
+            all.extend(wide.chain(portable).filter(|&s| s != first));
         }
         all
     }
@@ -69,8 +95,12 @@ impl Schedule {
                 Ok(()) => return Ok(()),
                 Err(reason) => reason,
             },
+            (Schedule::Wide(schedule), Some(geometry)) => match schedule.legal(&geometry, machine) {
+                Ok(()) => return Ok(()),
+                Err(reason) => reason,
+            },
             (Schedule::Default, Some(_)) => "a dense convolution needs a tile".to_owned(),
-            (Schedule::Conv(_), None) => "the kernel is not a dense convolution".to_owned(),
+            (Schedule::Conv(_) | Schedule::Wide(_), None) => "the kernel is not a dense convolution".to_owned(),
         };
         Err(ScheduleError::Illegal { schedule: self, reason })
     }
@@ -81,6 +111,7 @@ impl fmt::Display for Schedule {
         match self {
             Schedule::Default => f.write_str("default"),
             Schedule::Conv(schedule) => schedule.fmt(f),
+            Schedule::Wide(schedule) => schedule.fmt(f),
         }
     }
 }
@@ -91,8 +122,15 @@ impl FromStr for Schedule {
         if text == "default" {
             return Ok(Schedule::Default);
         }
-        text.parse().map(Schedule::Conv).map_err(|()| ScheduleError::Syntax(text.to_owned()))
+        let conv = text.parse().map(Schedule::Conv);
+        conv.or_else(|()| text.parse().map(Schedule::Wide)).map_err(|()| ScheduleError::Syntax(text.to_owned()))
     }
+}
+
+/// The number of `key=number`, in the spelling that printing gives.
+fn number(word: &str, key: &str) -> Result<usize, ()> {
+    let digits = word.strip_prefix(key).and_then(|w| w.strip_prefix('=')).ok_or(())?;
+    digits.parse::<usize>().ok().filter(|n| n.to_string() == digits).ok_or(())
 }
 
 #[cfg(test)]

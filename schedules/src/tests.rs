@@ -2,7 +2,9 @@ use hawqc_ir::{Add, Arg, Conv, Elem, KernelSpec, TensorType};
 
 use super::*;
 
-const X86: Machine = Machine { vector_registers: 16, quad_dot: true };
+const X86: Machine = Machine { vector_registers: 16, quad_dot: true, wide: [None, None] };
+const AVX2: Machine =
+    Machine { quad_dot: false, wide: [Some(WideMachine { lanes: 8, registers: 16, dot: false }), None], ..X86 };
 
 fn conv(pixels: [usize; 2], c: usize, k: usize, wei: Elem, groups: usize) -> KernelSpec {
     let src = TensorType::new(Elem::U8, [1, pixels[0], pixels[1], c]);
@@ -20,12 +22,14 @@ fn every_candidate_is_legal_and_reads_back() {
         conv([1, 1], 3, 1, Elem::I4, 1),
         conv([9, 1], 64, 12, Elem::I16, 4),
     ] {
-        let candidates = Schedule::candidates(&spec, X86);
-        assert_eq!(candidates[0], Schedule::default_for(&spec, X86));
-        for (i, schedule) in candidates.iter().enumerate() {
-            schedule.legal(&spec, X86).unwrap();
-            assert_eq!(schedule.to_string().parse::<Schedule>().as_ref(), Ok(schedule));
-            assert!(!candidates[..i].contains(schedule), "{schedule} twice");
+        for machine in [X86, AVX2] {
+            let candidates = Schedule::candidates(&spec, machine);
+            assert_eq!(candidates[0], Schedule::default_for(&spec, machine));
+            for (i, schedule) in candidates.iter().enumerate() {
+                schedule.legal(&spec, machine).unwrap();
+                assert_eq!(schedule.to_string().parse::<Schedule>().as_ref(), Ok(schedule));
+                assert!(!candidates[..i].contains(schedule), "{schedule} twice");
+            }
         }
     }
 }

@@ -3,6 +3,7 @@
 //! In: a graph fused by the rewriter ([`compile`], [`jit`]). Out: an object file with its manifest, which
 //! [`link`] makes a shared object, or a model that runs in this process.
 
+mod asm;
 mod compile;
 pub mod disasm;
 pub mod dot;

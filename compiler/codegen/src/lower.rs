@@ -2,12 +2,15 @@
 //!
 //! * `kernel.<n>.<family>` (`border.kernel.<n>.<family>` if it handles floats): a kernel's body, called with a
 //!   table of addresses, the task and the number of tasks;
+//! * `leaf.<n>.<name>`: an assembled function that kernels call;
 //! * `step.<i>.<name>` (`border.<i>.<name>`): a task function of the ABI, which collects a step's addresses
 //!   and calls its kernel;
 //! * `hawqc_run` and `hawqc_run_integer`: all steps in order, each observed, each handed to the caller's
 //!   `parallel_for` where it may be split and threads are there; and the copies at the ends.
 //!
 //! The same program gives the same functions in the same order, whatever the module.
+
+use std::collections::BTreeMap;
 
 use cranelift_codegen::Context;
 use cranelift_codegen::ir::condcodes::IntCC;
@@ -19,9 +22,9 @@ use cranelift_module::{DataId, FuncId, Module};
 use hawqc_runtime::abi::{self, call_offset};
 
 use crate::error::CodegenError;
-use crate::kernels::Frame;
 use crate::kernels::emit::Code;
-use crate::object::{ObjectError, define_constant, define_function, linkage};
+use crate::kernels::{Frame, Leaf};
+use crate::object::{ObjectError, define_code, define_constant, define_function, linkage};
 use crate::program::{Copy, Place, Program, Step};
 
 /// The text of a function at two stages.
@@ -48,7 +51,8 @@ pub fn lower<M: Module>(
     manifest: Vec<u8>,
     listing: bool,
 ) -> Result<Defined, CodegenError> {
-    let mut lowering = Lowering { module, program, listing, listings: Vec::new(), constants: Vec::new() };
+    let mut lowering =
+        Lowering { module, program, listing, listings: Vec::new(), constants: Vec::new(), leaves: BTreeMap::new() };
     for (index, constant) in program.constants.iter().enumerate() {
         let id = define_constant(lowering.module, &format!("const.{index}"), constant.bytes.clone())?;
         lowering.constants.push(id);
@@ -74,6 +78,8 @@ struct Lowering<'a, M: Module> {
     listing: bool,
     listings: Vec<Listing>,
     constants: Vec<DataId>,
+    /// Assembled functions by their code.
+    leaves: BTreeMap<Vec<u8>, FuncId>,
 }
 
 impl<M: Module> Lowering<'_, M> {
@@ -117,11 +123,24 @@ impl<M: Module> Lowering<'_, M> {
 
     fn kernel(&mut self, index: usize) -> Result<FuncId, CodegenError> {
         let kernel = &self.program.kernels[index];
-        self.define(&kernel.name, 3, |_, c, params| {
-            let frame = Frame::load(c, &kernel.lowered, params[0], params[1], params[2]);
+        let leaves = kernel.lowered.leaves.iter().map(|leaf| self.leaf(leaf)).collect::<Result<Vec<_>, _>>()?;
+        self.define(&kernel.name, 3, |lowering, c, params| {
+            let leaves = leaves.iter().map(|&id| lowering.module.declare_func_in_func(id, c.b.func)).collect();
+            let frame = Frame::load(c, &kernel.lowered, [params[0], params[1], params[2]], leaves);
             let emitted = kernel.lowered.body.emit(c, &frame);
             emitted.map_err(|reason| CodegenError::Internal(format!("{}: {reason}", kernel.name)))
         })
+    }
+
+    /// Defines an assembled function, once for all kernels that have the same.
+    fn leaf(&mut self, leaf: &Leaf) -> Result<FuncId, CodegenError> {
+        if let Some(&id) = self.leaves.get(&leaf.code) {
+            return Ok(id);
+        }
+        let symbol = format!("leaf.{}.{}", self.leaves.len(), leaf.name);
+        let id = define_code(self.module, &symbol, &self.signature(1), &leaf.code)?;
+        self.leaves.insert(leaf.code.clone(), id);
+        Ok(id)
     }
 
     fn step(&mut self, step: &Step, kernel: FuncId) -> Result<FuncId, CodegenError> {

@@ -10,7 +10,7 @@
 
 use std::mem::ManuallyDrop;
 
-use cranelift_codegen::ir::{ExternalName, LibCall};
+use cranelift_codegen::ir::{ExternalName, LibCall, Signature};
 use cranelift_codegen::print_errors::pretty_error;
 use cranelift_codegen::{Context, FinalizedRelocTarget};
 use cranelift_jit::{ArenaMemoryProvider, JITBuilder, JITModule};
@@ -122,6 +122,19 @@ pub fn define_function<M: Module>(module: &mut M, func: FuncId, ctx: &mut Contex
         }
     }
     Ok(())
+}
+
+/// Declares and defines a function by its machine code, which refers to nothing outside itself.
+pub fn define_code<M: Module>(
+    module: &mut M,
+    symbol: &str,
+    signature: &Signature,
+    code: &[u8],
+) -> Result<FuncId, ObjectError> {
+    let failed = |error: ModuleError| ObjectError::Define { symbol: symbol.to_owned(), message: error.to_string() };
+    let id = module.declare_function(symbol, linkage(symbol), signature).map_err(failed)?;
+    module.define_function_bytes(id, CONSTANT_ALIGN, code, &[]).map_err(failed)?;
+    Ok(id)
 }
 
 /// Declares and defines read-only bytes under `name`, aligned to [`CONSTANT_ALIGN`].

@@ -9,13 +9,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use hawqc_ir::{Graph, KernelSpec, Op, Tensor, ValueId, text};
-use hawqc_schedules::{Machine, Schedule};
+use hawqc_schedules::{Machine, Schedule, WideMachine};
 
-use crate::error::CodegenError;
+use crate::error::{CodegenError, Unsupported};
 use crate::interface::Interface;
-use crate::kernels::{self, EpilogueForm, Lowered};
+use crate::kernels::{self, Lowered};
 use crate::memory_plan::{self, Block, MemoryPlan};
-use crate::target::{Arch, Dot, Target};
+use crate::target::{Arch, Dot, Feature, Target};
 
 /// What to compile for, and how.
 #[derive(Clone, Debug)]
@@ -37,12 +37,21 @@ impl Options {
 
 /// The facts of a target that schedules depend on.
 pub fn machine(target: &Target) -> Machine {
+    let wide_512 = [Feature::Avx512bw, Feature::Avx512dq, Feature::Avx512vl].iter().all(|&f| target.has(f));
     Machine {
         vector_registers: match target.arch() {
             Arch::X86_64 => 16,
             Arch::Aarch64 => 32,
         },
         quad_dot: matches!(target.dot(), Dot::Vnni | Dot::Sdot | Dot::Usdot),
+        wide: [
+            wide_512.then(|| WideMachine { lanes: 16, registers: 32, dot: target.has(Feature::Avx512vnni) }),
+            target.has(Feature::Avx2).then(|| WideMachine {
+                lanes: 8,
+                registers: 16,
+                dot: target.has(Feature::AvxVnni),
+            }),
+        ],
     }
 }
 
@@ -268,7 +277,7 @@ struct Draft {
 #[derive(Default)]
 struct Builder {
     kernels: Vec<Kernel>,
-    by_key: BTreeMap<(KernelSpec, Schedule, EpilogueForm), usize>,
+    by_key: BTreeMap<(KernelSpec, Schedule, String), usize>,
     constants: Vec<Constant>,
     by_hash: BTreeMap<u64, Vec<usize>>,
 }
@@ -284,18 +293,22 @@ impl Builder {
         let node =
             || if graph.name(value).is_empty() { format!("%{}", value.index()) } else { graph.name(value).to_owned() };
         let machine = machine(&options.target);
-        let schedule = match options.schedules.get(spec) {
+        let args = graph.args(value);
+        let constants: Vec<Option<&Tensor>> = args.iter().map(|&a| graph.tensor(a).map(|t| t.as_ref())).collect();
+        let lower = |schedule: Schedule| kernels::lower(spec, &constants, &options.target, schedule);
+        let (schedule, lowered) = match options.schedules.get(spec) {
             Some(&schedule) => {
                 let checked = schedule.legal(spec, machine);
                 checked.map_err(|source| CodegenError::Schedule { node: node(), source })?;
-                schedule
+                (schedule, lower(schedule))
             }
-            None => Schedule::default_for(spec, machine),
+            None => default_lowering(spec, machine, lower),
         };
-        let args = graph.args(value);
-        let constants: Vec<Option<&Tensor>> = args.iter().map(|&a| graph.tensor(a).map(|t| t.as_ref())).collect();
-        let mut lowered = kernels::lower(spec, &constants, &options.target, schedule)
-            .map_err(|reason| CodegenError::Unsupported { node: node(), reason, spec: text::print_spec(spec) })?;
+        let mut lowered = lowered.map_err(|reason| CodegenError::Unsupported {
+            node: node(),
+            reason,
+            spec: text::print_spec(spec),
+        })?;
         let tables = std::mem::take(&mut lowered.tables);
         let count = tables.len();
         let tables = tables.into_iter().map(|table| self.constant(table.bytes, table.is_weights)).collect();
@@ -335,6 +348,22 @@ impl Builder {
 
     fn finish(self) -> (Vec<Kernel>, Vec<Constant>) {
         (self.kernels, self.constants)
+    }
+}
+
+/// The default schedule that this kernel's constants allow: what a wide kernel refuses, the portable one has.
+fn default_lowering(
+    spec: &KernelSpec,
+    machine: Machine,
+    lower: impl Fn(Schedule) -> Result<Lowered, Unsupported>,
+) -> (Schedule, Result<Lowered, Unsupported>) {
+    let first = Schedule::default_for(spec, machine);
+    match lower(first) {
+        Err(_) if matches!(first, Schedule::Wide(_)) => {
+            let portable = Schedule::portable_for(spec, machine);
+            (portable, lower(portable))
+        }
+        lowered => (first, lowered),
     }
 }
 

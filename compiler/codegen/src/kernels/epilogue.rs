@@ -31,9 +31,6 @@ pub struct Epilogue {
     literal_slot: usize,
 }
 
-/// What of an epilogue the machine code depends on besides the spec.
-pub type EpilogueForm = Vec<(usize, RequantForm)>;
-
 /// Where a chunk of values lies in the result.
 #[derive(Clone, Copy)]
 pub struct Site {
@@ -106,8 +103,9 @@ impl Epilogue {
         Ok((epilogue, tables))
     }
 
-    pub fn form(&self) -> EpilogueForm {
-        self.requants.iter().map(|(&step, &(form, _))| (step, form)).collect()
+    /// What of the constants the machine code depends on besides the spec.
+    pub fn form(&self) -> String {
+        self.requants.iter().map(|(step, (form, _))| format!("{step}:{form:?} ")).collect()
     }
 
     /// Whether the same happens to every element, wherever it lies.

@@ -23,15 +23,16 @@ mod pool;
 mod products;
 mod requant;
 mod rows;
+mod wide;
 
-use cranelift_codegen::ir::{Value, types};
+use cranelift_codegen::ir::{FuncRef, Value, types};
 use hawqc_ir::{KernelSpec, Op, Tensor};
 use hawqc_schedules::{ConvGeometry, Schedule};
 
 use crate::error::Unsupported;
+use crate::program::machine;
 use crate::target::Target;
 use emit::Code;
-pub use epilogue::EpilogueForm;
 
 /// Most tasks a step is ever split into; bounds scratch memory.
 pub const MAX_TASKS: usize = 64;
@@ -55,17 +56,26 @@ impl Table {
     }
 }
 
+/// An assembled function over a table of words: it calls nothing, refers to nothing, and keeps the
+/// callee-saved registers.
+pub struct Leaf {
+    pub name: String,
+    pub code: Vec<u8>,
+}
+
 /// A kernel ready to be emitted.
 pub struct Lowered {
     /// Short name of the family, for symbols and people.
     pub family: &'static str,
     pub body: Box<dyn Body>,
+    /// Assembled functions that the body calls.
+    pub leaves: Vec<Leaf>,
     /// Operands of the spec that the body reads through pointers, in the order of the pointer
     /// table.
     pub operands: Vec<usize>,
     pub tables: Vec<Table>,
-    /// What of the constants the code (not only the tables) depends on.
-    pub forms: EpilogueForm,
+    /// What of the constants the code (not only the tables) depends on, as text.
+    pub forms: String,
     /// Scratch memory of one task.
     pub scratch_bytes: usize,
     /// Independent units of work.
@@ -96,11 +106,13 @@ pub struct Frame {
     pub scratch: Value,
     pub task: Value,
     pub tasks: Value,
+    /// In the order of [`Lowered::leaves`].
+    pub leaves: Vec<FuncRef>,
 }
 
 impl Frame {
     /// Loads the addresses from the pointer table.
-    pub fn load(c: &mut Code, lowered: &Lowered, pointers: Value, task: Value, tasks: Value) -> Frame {
+    pub fn load(c: &mut Code, lowered: &Lowered, [pointers, task, tasks]: [Value; 3], leaves: Vec<FuncRef>) -> Frame {
         let count = 1 + lowered.operands.len() + lowered.tables.len();
         let mut all: Vec<Value> = (0..count).map(|i| c.load(types::I64, pointers, 8 * i)).collect();
         let scratch = match lowered.scratch_bytes {
@@ -112,7 +124,7 @@ impl Frame {
         };
         let tables = all.split_off(1 + lowered.operands.len());
         let operands = all.split_off(1);
-        Frame { dst: all[0], operands, tables, scratch, task, tasks }
+        Frame { dst: all[0], operands, tables, scratch, task, tasks, leaves }
     }
 }
 
@@ -133,7 +145,10 @@ pub fn lower(
         Op::Concat(_) | Op::Pad(_) | Op::Transpose(_) if spec.steps().len() == 1 => movement::lower(spec),
         _ if floats.into_iter().any(|float| float) => Err(Unsupported::new(format!("`{}` of floats", first.op.name()))),
         Op::Conv(_) if ConvGeometry::of(spec).is_none() => depthwise::lower(spec, constants),
-        Op::Conv(_) => conv::lower(spec, constants, target, schedule),
+        Op::Conv(_) => match schedule {
+            Schedule::Wide(schedule) => wide::lower(spec, constants, machine(target), schedule),
+            schedule => conv::lower(spec, constants, target, schedule),
+        },
         Op::MaxPool(_) | Op::SumPool(_) => pool::lower(spec, constants),
         Op::Requant(_) | Op::Add(_) | Op::Clamp(_) => pointwise::lower(spec, constants),
         op => Err(Unsupported::new(format!("a kernel starting with `{}`", op.name()))),

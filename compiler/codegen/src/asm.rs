@@ -1,0 +1,270 @@
+//! Assembling leaf functions for x86-64 with vectors wider than Cranelift's 128 bits.
+//!
+//! In: instructions over virtual registers, in program order, with counted loops ([`Asm`]). Out: the bytes of a
+//! position-independent function of the System V convention with one argument, a table of 64-bit
+//! words ([`Asm::finish`]). It calls nothing and keeps the callee-saved registers.
+//!
+//! There is no spilling: where registers do not suffice, assembling fails, and the schedule that
+//! asked for so large a tile is not legal. So an inner loop never holds a spill.
+//!
+//! All vectors of a function have the [`Isa`]'s width; the few instructions that need the lower 128
+//! bits of one say so in their name.
+
+mod alloc;
+mod encode;
+mod ops;
+
+use iced_x86::{Code, OpKind, Register};
+use thiserror::Error;
+
+pub use ops::{Binary, Shift, ShiftBy, Widen};
+
+/// A family of vector instructions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Isa {
+    /// 256 bits, VEX encoding, 16 registers.
+    Avx2,
+    /// 512 bits, EVEX encoding, 32 registers: AVX-512 F, BW, DQ, VL.
+    Avx512,
+}
+
+impl Isa {
+    /// Bytes of a vector.
+    pub const fn bytes(self) -> usize {
+        match self {
+            Isa::Avx2 => 32,
+            Isa::Avx512 => 64,
+        }
+    }
+
+    /// Lanes of 32 bits.
+    pub const fn lanes(self) -> usize {
+        self.bytes() / 4
+    }
+
+    /// Vector registers.
+    pub const fn registers(self) -> usize {
+        match self {
+            Isa::Avx2 => 16,
+            Isa::Avx512 => 32,
+        }
+    }
+}
+
+/// Why a function could not be assembled.
+#[derive(Debug, Error)]
+pub enum AsmError {
+    #[error("{needed} {class} registers are live at once; there are {available}")]
+    Registers { class: &'static str, needed: usize, available: usize },
+    #[error("an instruction cannot be encoded: {0}")]
+    Encode(String),
+}
+
+/// A virtual vector register.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct V(u32);
+
+/// A virtual general-purpose register.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gpr(u32);
+
+/// `[base + index + disp]`.
+#[derive(Clone, Copy, Debug)]
+pub struct Mem {
+    pub base: Gpr,
+    pub index: Option<Gpr>,
+    pub disp: i32,
+}
+
+impl Mem {
+    pub fn at(base: Gpr, disp: usize) -> Mem {
+        // Displacements lie within a tile, a table or a frame, far below 2^31.
+        Mem { base, index: None, disp: disp as i32 }
+    }
+
+    pub fn indexed(base: Gpr, index: Gpr, disp: usize) -> Mem {
+        Mem { base, index: Some(index), disp: disp as i32 }
+    }
+}
+
+/// A vector in a register or in memory.
+#[derive(Clone, Copy, Debug)]
+pub enum Src {
+    Reg(V),
+    Mem(Mem),
+}
+
+impl From<V> for Src {
+    fn from(v: V) -> Src {
+        Src::Reg(v)
+    }
+}
+
+impl From<Mem> for Src {
+    fn from(m: Mem) -> Src {
+        Src::Mem(m)
+    }
+}
+
+/// How much of a vector register an operand names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum View {
+    X,
+    Y,
+    Z,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Operand {
+    Vec(V, View),
+    Gpr(Gpr),
+    /// The low half of a general register.
+    Gpr32(Gpr),
+    Mask(Register),
+    Mem(Mem),
+    Imm(OpKind, i32),
+}
+
+#[derive(Clone, Debug)]
+struct Inst {
+    code: Code,
+    operands: Vec<Operand>,
+    /// Lanes that are written; the others keep their value.
+    mask: Option<Register>,
+}
+
+#[derive(Clone, Debug)]
+enum Item {
+    Inst(Inst),
+    /// The head of a loop.
+    Label(usize),
+    /// Back to the label while the last counting did not reach zero.
+    LoopBack(usize),
+}
+
+/// The opmask that holds [`Asm::set_odd_mask`]'s lanes.
+const ODD: Register = Register::K1;
+
+/// A function under construction.
+pub struct Asm {
+    pub isa: Isa,
+    items: Vec<Item>,
+    vecs: u32,
+    gprs: u32,
+    labels: usize,
+    frame_bytes: usize,
+}
+
+/// The virtual register that holds the argument.
+const ARGUMENT: Gpr = Gpr(0);
+/// The virtual register that holds the frame's address.
+const FRAME: Gpr = Gpr(1);
+
+impl Asm {
+    /// An empty function and the register with its argument.
+    pub fn new(isa: Isa) -> (Asm, Gpr) {
+        let asm = Asm { isa, items: Vec::new(), vecs: 0, gprs: 2, labels: 0, frame_bytes: 0 };
+        (asm, ARGUMENT)
+    }
+
+    pub fn vec(&mut self) -> V {
+        self.vecs += 1;
+        V(self.vecs - 1)
+    }
+
+    pub fn vecs(&mut self, count: usize) -> Vec<V> {
+        (0..count).map(|_| self.vec()).collect()
+    }
+
+    pub fn gpr(&mut self) -> Gpr {
+        self.gprs += 1;
+        Gpr(self.gprs - 1)
+    }
+
+    /// A place of the frame for a vector.
+    pub fn frame_slot(&mut self) -> Mem {
+        let at = self.frame_bytes;
+        self.frame_bytes += self.isa.bytes();
+        Mem::at(FRAME, at)
+    }
+
+    /// A 64-bit word of memory in a new register.
+    pub fn load_word(&mut self, from: Mem) -> Gpr {
+        let to = self.gpr();
+        self.push(Code::Mov_r64_rm64, [Operand::Gpr(to), Operand::Mem(from)]);
+        to
+    }
+
+    /// A signed 32-bit word of memory, extended.
+    pub fn load_int(&mut self, to: Gpr, from: Mem) {
+        self.push(Code::Movsxd_r64_rm32, [Operand::Gpr(to), Operand::Mem(from)]);
+    }
+
+    pub fn set(&mut self, to: Gpr, value: usize) {
+        self.push(Code::Mov_r32_imm32, [Operand::Gpr32(to), Operand::Imm(OpKind::Immediate32, value as i32)]);
+    }
+
+    pub fn copy(&mut self, to: Gpr, from: Gpr) {
+        self.push(Code::Mov_r64_rm64, [Operand::Gpr(to), Operand::Gpr(from)]);
+    }
+
+    pub fn add(&mut self, to: Gpr, other: Gpr) {
+        self.push(Code::Add_r64_rm64, [Operand::Gpr(to), Operand::Gpr(other)]);
+    }
+
+    pub fn add_int(&mut self, to: Gpr, value: usize) {
+        if value != 0 {
+            self.push(Code::Add_rm64_imm32, [Operand::Gpr(to), Operand::Imm(OpKind::Immediate32to64, value as i32)]);
+        }
+    }
+
+    /// Runs `body` `count` times, `count > 0`.
+    pub fn repeat(&mut self, count: usize, body: impl FnOnce(&mut Asm)) {
+        if count == 1 {
+            return body(self);
+        }
+        let counter = self.gpr();
+        self.set(counter, count);
+        self.repeat_down(counter, body);
+    }
+
+    /// Runs `body` as often as `counter`, at least 1, says, counting it down to 0.
+    pub fn repeat_down(&mut self, counter: Gpr, body: impl FnOnce(&mut Asm)) {
+        let label = self.labels;
+        self.labels += 1;
+        self.items.push(Item::Label(label));
+        body(self);
+        self.push(Code::Sub_rm64_imm8, [Operand::Gpr(counter), Operand::Imm(OpKind::Immediate8to64, 1)]);
+        self.items.push(Item::LoopBack(label));
+    }
+
+    /// Prepares [`Asm::blend_odd`].
+    pub fn set_odd_mask(&mut self) {
+        if self.isa == Isa::Avx512 {
+            let lanes = self.gpr();
+            self.set(lanes, 0xaaaa);
+            self.push(Code::VEX_Kmovw_kr_r32, [Operand::Mask(ODD), Operand::Gpr32(lanes)]);
+        }
+    }
+
+    fn push(&mut self, code: Code, operands: impl IntoIterator<Item = Operand>) {
+        self.push_masked(code, operands, None);
+    }
+
+    fn push_masked(&mut self, code: Code, operands: impl IntoIterator<Item = Operand>, mask: Option<Register>) {
+        let operands = operands.into_iter().collect();
+        self.items.push(Item::Inst(Inst { code, operands, mask }));
+    }
+
+    /// The machine code.
+    ///
+    /// # Errors
+    /// More registers are live at once than there are.
+    pub fn finish(self) -> Result<Vec<u8>, AsmError> {
+        let allocation = alloc::allocate(&self)?;
+        encode::encode(&self, &allocation)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,269 @@
+//! The vector instructions, by what they do; each in the encodings of both instruction sets.
+
+use iced_x86::{Code, OpKind};
+
+use super::{Asm, Gpr, Isa, Mem, ODD, Operand, Src, V, View};
+
+/// A table of codes: one row an operation, one column an encoding.
+macro_rules! codes {
+    ($(#[$doc:meta])* $name:ident { $($(#[$row_doc:meta])* $row:ident $avx2:ident $avx512:ident,)* }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum $name {
+            $($(#[$row_doc])* $row,)*
+        }
+
+        impl $name {
+            fn code(self, isa: Isa) -> Code {
+                match (self, isa) {
+                    $(($name::$row, Isa::Avx2) => Code::$avx2,
+                    ($name::$row, Isa::Avx512) => Code::$avx512,)*
+                }
+            }
+        }
+    };
+}
+
+codes! {
+    /// `dst = a op b`, lane by lane; packs and dot products as the instructions of that name.
+    Binary {
+        /// Pairs of i16 products added to i32.
+        Maddwd VEX_Vpmaddwd_ymm_ymm_ymmm256 EVEX_Vpmaddwd_zmm_k1z_zmm_zmmm512,
+        /// Pairs of u8 (a) times i8 (b) products added to i16 with saturation.
+        Maddubs VEX_Vpmaddubsw_ymm_ymm_ymmm256 EVEX_Vpmaddubsw_zmm_k1z_zmm_zmmm512,
+        /// Signed products of the even i32 lanes, 64 bits each.
+        MulEven VEX_Vpmuldq_ymm_ymm_ymmm256 EVEX_Vpmuldq_zmm_k1z_zmm_zmmm512b64,
+        MulI16 VEX_Vpmullw_ymm_ymm_ymmm256 EVEX_Vpmullw_zmm_k1z_zmm_zmmm512,
+        MulI32 VEX_Vpmulld_ymm_ymm_ymmm256 EVEX_Vpmulld_zmm_k1z_zmm_zmmm512b32,
+        AddI8 VEX_Vpaddb_ymm_ymm_ymmm256 EVEX_Vpaddb_zmm_k1z_zmm_zmmm512,
+        AddI16 VEX_Vpaddw_ymm_ymm_ymmm256 EVEX_Vpaddw_zmm_k1z_zmm_zmmm512,
+        AddI32 VEX_Vpaddd_ymm_ymm_ymmm256 EVEX_Vpaddd_zmm_k1z_zmm_zmmm512b32,
+        AddI64 VEX_Vpaddq_ymm_ymm_ymmm256 EVEX_Vpaddq_zmm_k1z_zmm_zmmm512b64,
+        SubI8 VEX_Vpsubb_ymm_ymm_ymmm256 EVEX_Vpsubb_zmm_k1z_zmm_zmmm512,
+        SubI16 VEX_Vpsubw_ymm_ymm_ymmm256 EVEX_Vpsubw_zmm_k1z_zmm_zmmm512,
+        SubI32 VEX_Vpsubd_ymm_ymm_ymmm256 EVEX_Vpsubd_zmm_k1z_zmm_zmmm512b32,
+        MaxI32 VEX_Vpmaxsd_ymm_ymm_ymmm256 EVEX_Vpmaxsd_zmm_k1z_zmm_zmmm512b32,
+        MinI32 VEX_Vpminsd_ymm_ymm_ymmm256 EVEX_Vpminsd_zmm_k1z_zmm_zmmm512b32,
+        MaxU8 VEX_Vpmaxub_ymm_ymm_ymmm256 EVEX_Vpmaxub_zmm_k1z_zmm_zmmm512,
+        MaxI8 VEX_Vpmaxsb_ymm_ymm_ymmm256 EVEX_Vpmaxsb_zmm_k1z_zmm_zmmm512,
+        MaxI16 VEX_Vpmaxsw_ymm_ymm_ymmm256 EVEX_Vpmaxsw_zmm_k1z_zmm_zmmm512,
+        And VEX_Vpand_ymm_ymm_ymmm256 EVEX_Vpandd_zmm_k1z_zmm_zmmm512b32,
+        Xor VEX_Vpxor_ymm_ymm_ymmm256 EVEX_Vpxord_zmm_k1z_zmm_zmmm512b32,
+    }
+}
+
+codes! {
+    /// Shifts of every lane by the same number of bits.
+    Shift {
+        LeftI16 VEX_Vpsllw_ymm_ymm_imm8 EVEX_Vpsllw_zmm_k1z_zmmm512_imm8,
+        RightU16 VEX_Vpsrlw_ymm_ymm_imm8 EVEX_Vpsrlw_zmm_k1z_zmmm512_imm8,
+        LeftI32 VEX_Vpslld_ymm_ymm_imm8 EVEX_Vpslld_zmm_k1z_zmmm512b32_imm8,
+        RightI32 VEX_Vpsrad_ymm_ymm_imm8 EVEX_Vpsrad_zmm_k1z_zmmm512b32_imm8,
+        RightU64 VEX_Vpsrlq_ymm_ymm_imm8 EVEX_Vpsrlq_zmm_k1z_zmmm512b64_imm8,
+    }
+}
+
+codes! {
+    /// Shifts of every lane by the number in the lane of another vector.
+    ShiftBy {
+        LeftI32 VEX_Vpsllvd_ymm_ymm_ymmm256 EVEX_Vpsllvd_zmm_k1z_zmm_zmmm512b32,
+        RightI32 VEX_Vpsravd_ymm_ymm_ymmm256 EVEX_Vpsravd_zmm_k1z_zmm_zmmm512b32,
+    }
+}
+
+codes! {
+    /// Loads with extension of every element.
+    Widen {
+        U8ToI16 VEX_Vpmovzxbw_ymm_xmmm128 EVEX_Vpmovzxbw_zmm_k1z_ymmm256,
+        I8ToI16 VEX_Vpmovsxbw_ymm_xmmm128 EVEX_Vpmovsxbw_zmm_k1z_ymmm256,
+        U8ToI32 VEX_Vpmovzxbd_ymm_xmmm64 EVEX_Vpmovzxbd_zmm_k1z_xmmm128,
+        I8ToI32 VEX_Vpmovsxbd_ymm_xmmm64 EVEX_Vpmovsxbd_zmm_k1z_xmmm128,
+        I16ToI32 VEX_Vpmovsxwd_ymm_xmmm128 EVEX_Vpmovsxwd_zmm_k1z_ymmm256,
+    }
+}
+
+impl Asm {
+    fn view(&self) -> View {
+        match self.isa {
+            Isa::Avx2 => View::Y,
+            Isa::Avx512 => View::Z,
+        }
+    }
+
+    fn reg(&self, v: V) -> Operand {
+        Operand::Vec(v, self.view())
+    }
+
+    fn src(&self, src: Src) -> Operand {
+        match src {
+            Src::Reg(v) => self.reg(v),
+            Src::Mem(m) => Operand::Mem(m),
+        }
+    }
+
+    /// `dst = a op b`; only `b` may be in memory.
+    pub fn binary(&mut self, op: Binary, dst: V, a: V, b: impl Into<Src>) {
+        let operands = [self.reg(dst), self.reg(a), self.src(b.into())];
+        self.push(op.code(self.isa), operands);
+    }
+
+    pub fn shift(&mut self, op: Shift, dst: V, a: V, bits: u8) {
+        let operands = [self.reg(dst), self.reg(a), Operand::Imm(OpKind::Immediate8, bits.into())];
+        self.push(op.code(self.isa), operands);
+    }
+
+    pub fn shift_by(&mut self, op: ShiftBy, dst: V, a: V, bits: impl Into<Src>) {
+        let operands = [self.reg(dst), self.reg(a), self.src(bits.into())];
+        self.push(op.code(self.isa), operands);
+    }
+
+    /// A vector's worth of elements, extended.
+    pub fn load_widened(&mut self, op: Widen, dst: V, from: Mem) {
+        let operands = [self.reg(dst), Operand::Mem(from)];
+        self.push(op.code(self.isa), operands);
+    }
+
+    /// The sums of four u8 (`x`) times i8 (`w`) products, added to `acc`'s i32 lanes.
+    pub fn dot_u8i8(&mut self, acc: V, x: V, w: impl Into<Src>) {
+        let code = match self.isa {
+            Isa::Avx2 => Code::VEX_Vpdpbusd_ymm_ymm_ymmm256,
+            Isa::Avx512 => Code::EVEX_Vpdpbusd_zmm_k1z_zmm_zmmm512b32,
+        };
+        let operands = [self.reg(acc), self.reg(x), self.src(w.into())];
+        self.push(code, operands);
+    }
+
+    /// The sums of two i16 products, added to `acc`'s i32 lanes.
+    pub fn dot_i16(&mut self, acc: V, x: V, w: impl Into<Src>) {
+        let code = match self.isa {
+            Isa::Avx2 => Code::VEX_Vpdpwssd_ymm_ymm_ymmm256,
+            Isa::Avx512 => Code::EVEX_Vpdpwssd_zmm_k1z_zmm_zmmm512b32,
+        };
+        let operands = [self.reg(acc), self.reg(x), self.src(w.into())];
+        self.push(code, operands);
+    }
+
+    pub fn zero(&mut self, dst: V) {
+        self.binary(Binary::Xor, dst, dst, dst);
+    }
+
+    pub fn load(&mut self, dst: V, from: Mem) {
+        let code = match self.isa {
+            Isa::Avx2 => Code::VEX_Vmovdqu_ymm_ymmm256,
+            Isa::Avx512 => Code::EVEX_Vmovdqu32_zmm_k1z_zmmm512,
+        };
+        let operands = [self.reg(dst), Operand::Mem(from)];
+        self.push(code, operands);
+    }
+
+    pub fn store(&mut self, to: Mem, value: V) {
+        let code = match self.isa {
+            Isa::Avx2 => Code::VEX_Vmovdqu_ymmm256_ymm,
+            Isa::Avx512 => Code::EVEX_Vmovdqu32_zmmm512_k1z_zmm,
+        };
+        let operands = [Operand::Mem(to), self.reg(value)];
+        self.push(code, operands);
+    }
+
+    /// The 32 bits at `from` in every lane.
+    pub fn broadcast_i32(&mut self, dst: V, from: Mem) {
+        let code = match self.isa {
+            Isa::Avx2 => Code::VEX_Vpbroadcastd_ymm_xmmm32,
+            Isa::Avx512 => Code::EVEX_Vpbroadcastd_zmm_k1z_xmmm32,
+        };
+        let operands = [self.reg(dst), Operand::Mem(from)];
+        self.push(code, operands);
+    }
+
+    /// The odd i32 lanes of `odd`, the even ones of `dst`; after [`Asm::set_odd_mask`].
+    pub fn blend_odd(&mut self, dst: V, odd: V) {
+        match self.isa {
+            Isa::Avx2 => {
+                let imm = Operand::Imm(OpKind::Immediate8, 0xaa);
+                let operands = [self.reg(dst), self.reg(dst), self.reg(odd), imm];
+                self.push(Code::VEX_Vpblendd_ymm_ymm_ymmm256_imm8, operands);
+            }
+            Isa::Avx512 => {
+                let operands = [self.reg(dst), self.reg(odd)];
+                self.push_masked(Code::EVEX_Vmovdqa32_zmm_k1z_zmmm512, operands, Some(ODD));
+            }
+        }
+    }
+
+    /// Stores i32 lanes as i16 with saturation. Overwrites `value`.
+    pub fn store_i16(&mut self, to: Mem, value: V) {
+        match self.isa {
+            Isa::Avx2 => {
+                self.pack_halves(value);
+                self.push(Code::VEX_Vmovdqu_xmmm128_xmm, [Operand::Mem(to), Operand::Vec(value, View::X)]);
+            }
+            Isa::Avx512 => {
+                let operands = [Operand::Mem(to), Operand::Vec(value, View::Z)];
+                self.push(Code::EVEX_Vpmovsdw_ymmm256_k1z_zmm, operands);
+            }
+        }
+    }
+
+    /// Stores i32 lanes as bytes with saturation to i8 or u8. Overwrites `value`.
+    pub fn store_bytes(&mut self, to: Mem, value: V, signed: bool) {
+        match self.isa {
+            Isa::Avx2 => {
+                self.pack_halves(value);
+                let code =
+                    if signed { Code::VEX_Vpacksswb_xmm_xmm_xmmm128 } else { Code::VEX_Vpackuswb_xmm_xmm_xmmm128 };
+                let x = Operand::Vec(value, View::X);
+                self.push(code, [x, x, x]);
+                self.push(Code::VEX_Vmovq_xmmm64_xmm, [Operand::Mem(to), x]);
+            }
+            Isa::Avx512 => {
+                let code =
+                    if signed { Code::EVEX_Vpmovsdb_xmmm128_k1z_zmm } else { Code::EVEX_Vpmovusdb_xmmm128_k1z_zmm };
+                if !signed {
+                    // The unsigned narrowing takes a negative value for a large one.
+                    let zero = self.vec();
+                    self.zero(zero);
+                    self.binary(Binary::MaxI32, value, value, zero);
+                }
+                self.push(code, [Operand::Mem(to), Operand::Vec(value, View::Z)]);
+            }
+        }
+    }
+
+    /// Stores two vectors of i32 lanes, one behind the other, as bytes with saturation. Overwrites both.
+    pub fn store_bytes_pair(&mut self, to: Mem, [low, high]: [V; 2], signed: bool) {
+        if self.isa == Isa::Avx512 {
+            self.store_bytes(to, low, signed);
+            let next = Mem { disp: to.disp + 16, ..to };
+            return self.store_bytes(next, high, signed);
+        }
+        // Lanes of 128 bits: [l0 h0 | l1 h1], then [l0 l1 | h0 h1] after the quadwords are ordered.
+        let (l, h) = (self.reg(low), self.reg(high));
+        self.push(Code::VEX_Vpackssdw_ymm_ymm_ymmm256, [l, l, h]);
+        let order = Operand::Imm(OpKind::Immediate8, 0b11_01_10_00);
+        self.push(Code::VEX_Vpermq_ymm_ymmm256_imm8, [l, l, order]);
+        let (x, y) = (Operand::Vec(low, View::X), Operand::Vec(high, View::X));
+        self.push(Code::VEX_Vextracti128_xmmm128_ymm_imm8, [y, l, Operand::Imm(OpKind::Immediate8, 1)]);
+        let code = if signed { Code::VEX_Vpacksswb_xmm_xmm_xmmm128 } else { Code::VEX_Vpackuswb_xmm_xmm_xmmm128 };
+        self.push(code, [x, x, y]);
+        self.push(Code::VEX_Vmovdqu_xmmm128_xmm, [Operand::Mem(to), x]);
+    }
+
+    /// The i32 lanes as i16 in the lower half.
+    fn pack_halves(&mut self, value: V) {
+        let high = self.vec();
+        let (x, h) = (Operand::Vec(value, View::X), Operand::Vec(high, View::X));
+        let upper = Operand::Imm(OpKind::Immediate8, 1);
+        self.push(Code::VEX_Vextracti128_xmmm128_ymm_imm8, [h, Operand::Vec(value, View::Y), upper]);
+        self.push(Code::VEX_Vpackssdw_xmm_xmm_xmmm128, [x, x, h]);
+    }
+
+    /// Asks for the cache line at `at`.
+    pub fn prefetch(&mut self, at: Mem) {
+        self.push(Code::Prefetcht0_m8, [Operand::Mem(at)]);
+    }
+
+    /// A word of the argument's table.
+    pub fn argument(&mut self, table: Gpr, word: usize) -> Gpr {
+        self.load_word(Mem::at(table, 8 * word))
+    }
+}

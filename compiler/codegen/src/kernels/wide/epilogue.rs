@@ -1,0 +1,361 @@
+//! The pointwise end of a wide kernel: requantisations, sums and clamps on vectors of `i32` lanes in
+//! registers.
+//!
+//! In: the pointwise steps of a spec and the constants of its requantisations. Out: tables, and the instructions
+//! for the sums of a tile. What cannot be had here (roundings to even or away from zero, constants of one pixel,
+//! results beyond 32 bits) is refused, and the portable kernel, which has it, serves instead.
+//!
+//! A requantisation is round(v m / 2^e), the 64-bit products of even and odd lanes apart. As in
+//! [`crate::kernels::requant`], m is normalised and v may carry a factor 2^k so that E = e + k >= 32; then the
+//! result is the high half of the rounded product, shifted right by E - 32 in 32 bits. That |result| < 2^31 before
+//! the clamp is checked from the source's range.
+
+use std::collections::BTreeMap;
+
+use hawqc_ir::{Arg, Elem, KernelSpec, Op, Range, Requant, Rounding, Tensor, TensorType};
+
+use crate::asm::{Asm, AsmError, Binary, Gpr, Isa, Mem, Shift, ShiftBy, V, Widen};
+use crate::error::Unsupported;
+use crate::kernels::Table;
+
+/// Constants of a requantisation, lane by lane.
+#[derive(Clone, Copy)]
+struct Lane {
+    mult: i32,
+    /// E - 32.
+    shift: u32,
+    /// k.
+    left: u32,
+    half: i64,
+}
+
+/// A requantisation's instructions and where its table stands.
+struct WideRequant {
+    op: Requant,
+    /// Position among the epilogue's tables.
+    table: usize,
+    /// One record for every vector of channels; otherwise one for all.
+    per_channel: bool,
+    /// Whether values are shifted left first.
+    scaled: bool,
+}
+
+/// See the module's documentation.
+pub struct WideEpilogue {
+    spec: KernelSpec,
+    requants: BTreeMap<usize, WideRequant>,
+    /// Constants in every lane, a vector each, behind the fixed ones.
+    literals: Vec<i32>,
+}
+
+/// Vectors of a requantisation's record: multipliers, those of odd lanes moved down, rounding terms of even
+/// and of odd lanes, shifts, left shifts.
+const RECORD_VECTORS: usize = 6;
+/// In every lane of the first literals: pairs of one, nibble masks, nibble excess.
+const FIXED_LITERALS: [i32; 3] = [0x0001_0001, 0x0f0f_0f0f, 0x0808_0808];
+
+impl WideEpilogue {
+    /// The steps of `spec` from the second on; `order` gives the channel of each lane, padded to whole vectors.
+    pub fn new(
+        spec: &KernelSpec,
+        constants: &[Option<&Tensor>],
+        isa: Isa,
+    ) -> Result<(WideEpilogue, Vec<Table>), Unsupported> {
+        let mut epilogue =
+            WideEpilogue { spec: spec.clone(), requants: BTreeMap::new(), literals: FIXED_LITERALS.to_vec() };
+        let mut tables = Vec::new();
+        for (index, step) in spec.steps().iter().enumerate().skip(1) {
+            match &step.op {
+                Op::Requant(requant) => {
+                    let (requant, table) = requant_table(spec, index, requant, constants, isa, tables.len())?;
+                    epilogue.literal(-requant.op.src_zero);
+                    epilogue.literal(requant.op.dst_zero);
+                    epilogue.clamp_literals(requant.op.lo, requant.op.hi);
+                    epilogue.requants.insert(index, requant);
+                    tables.push(table);
+                }
+                Op::Add(_) if !step.ty.is_float() => {}
+                Op::Clamp(clamp) => epilogue.clamp_literals(clamp.lo, clamp.hi),
+                op => return Err(Unsupported::new(format!("`{}` among the pointwise steps of a kernel", op.name()))),
+            }
+        }
+        for operand in epilogue.operands() {
+            let ty = &spec.operands()[operand];
+            if ty.shape != spec.result().shape || ty.is_float() {
+                return Err(Unsupported::new(format!("operand {operand} of type {ty} in a pointwise step")));
+            }
+        }
+        Ok((epilogue, tables))
+    }
+
+    /// What of the constants the code depends on.
+    pub fn form(&self) -> String {
+        let form =
+            |(step, r): (&usize, &WideRequant)| format!("{step}:{}{} ", u8::from(r.per_channel), u8::from(r.scaled));
+        self.requants.iter().map(form).collect()
+    }
+
+    /// The operands that the steps read as values, each once.
+    pub fn operands(&self) -> Vec<usize> {
+        let mut out = Vec::new();
+        for step in &self.spec.steps()[1..] {
+            let values = if matches!(step.op, Op::Requant(_)) { &step.args[..1] } else { &step.args[..] };
+            for arg in values {
+                if let &Arg::Operand(i) = arg
+                    && !out.contains(&i)
+                {
+                    out.push(i);
+                }
+            }
+        }
+        out
+    }
+
+    /// By which bytes each table advances for a vector of channels, in the tables' order.
+    pub fn table_strides(&self, isa: Isa) -> Vec<usize> {
+        self.requants.values().map(|r| if r.per_channel { RECORD_VECTORS * isa.bytes() } else { 0 }).collect()
+    }
+
+    pub fn literal_table(&self, isa: Isa) -> Table {
+        Table::new(self.literals.iter().flat_map(|&v| v.to_le_bytes().repeat(isa.lanes())).collect())
+    }
+
+    pub fn nibble_mask(&self, isa: Isa) -> usize {
+        isa.bytes()
+    }
+
+    pub fn nibble_excess(&self, isa: Isa) -> usize {
+        2 * isa.bytes()
+    }
+
+    fn literal(&mut self, value: i32) {
+        if value != 0 && !self.literals[FIXED_LITERALS.len()..].contains(&value) {
+            self.literals.push(value);
+        }
+    }
+
+    fn clamp_literals(&mut self, lo: i64, hi: i64) {
+        limits(lo, hi).into_iter().flatten().for_each(|limit| {
+            if !self.literals[FIXED_LITERALS.len()..].contains(&limit) {
+                self.literals.push(limit);
+            }
+        });
+    }
+
+    fn at(&self, isa: Isa, literals: Gpr, value: i32) -> Mem {
+        let found = self.literals[FIXED_LITERALS.len()..].iter().position(|&v| v == value).unwrap_or(0);
+        Mem::at(literals, (FIXED_LITERALS.len() + found) * isa.bytes())
+    }
+
+    /// Emits the steps for the sums `rows`, `[pixel][vector]`, and hands each pixel's results to `store`. The
+    /// addresses of operands (at the tile's first pixel and channel) and of tables (at its first channel) are
+    /// words of `table` from `first_word` on.
+    pub fn emit(
+        &self,
+        asm: &mut Asm,
+        (table, first_word): (Gpr, usize),
+        literals: Gpr,
+        rows: Vec<Vec<V>>,
+        store: impl Fn(&mut Asm, usize, &[V]),
+    ) -> Result<(), AsmError> {
+        let operands = self.operands();
+        let operand_words: Vec<Gpr> = (0..operands.len()).map(|i| asm.argument(table, first_word + i)).collect();
+        let table_words: Vec<Gpr> =
+            (0..self.requants.len()).map(|i| asm.argument(table, first_word + operands.len() + i)).collect();
+        let channels = self.spec.result().shape.last().copied().unwrap_or(1);
+        for (pixel, vectors) in rows.iter().enumerate() {
+            let mut results = Vec::new();
+            for (vector, &sum) in vectors.iter().enumerate() {
+                let load = |asm: &mut Asm, operand: usize| {
+                    let position = operands.iter().position(|&o| o == operand).unwrap_or(0);
+                    let elem = self.spec.operands()[operand].elem;
+                    let element = pixel * channels + vector * asm.isa.lanes();
+                    let to = asm.vec();
+                    load_values(asm, elem, to, Mem::at(operand_words[position], element * elem.bytes()));
+                    to
+                };
+                results.push(self.vector(asm, (&table_words, literals), vector, sum, load));
+            }
+            store(asm, pixel, &results);
+        }
+        Ok(())
+    }
+
+    /// The last step's result for one vector.
+    fn vector(
+        &self,
+        asm: &mut Asm,
+        (tables, literals): (&[Gpr], Gpr),
+        vector: usize,
+        sum: V,
+        load: impl Fn(&mut Asm, usize) -> V,
+    ) -> V {
+        let mut results = vec![sum];
+        let last = self.spec.steps().len() - 1;
+        for (index, step) in self.spec.steps().iter().enumerate().skip(1) {
+            let arg = |asm: &mut Asm, position: usize| match step.args[position] {
+                Arg::Step(i) => results[i],
+                Arg::Operand(i) => load(asm, i),
+            };
+            let value = arg(asm, 0);
+            // Values are in their types' ranges, so the store's saturation is the clamp to the whole range.
+            let saturates = index == last && self.spec.result().elem != Elem::I32;
+            let whole = self.spec.result().elem.range().filter(|_| saturates);
+            match &step.op {
+                Op::Requant(_) => {
+                    let requant = &self.requants[&index];
+                    self.requant(asm, requant, (tables[requant.table], literals), vector, value);
+                    self.clamp(asm, literals, value, (requant.op.lo, requant.op.hi), whole);
+                }
+                Op::Clamp(clamp) => self.clamp(asm, literals, value, (clamp.lo, clamp.hi), whole),
+                _ => {
+                    let other = arg(asm, 1);
+                    asm.binary(Binary::AddI32, value, value, other);
+                }
+            }
+            results.push(value);
+        }
+        results[last]
+    }
+
+    fn requant(&self, asm: &mut Asm, requant: &WideRequant, (table, literals): (Gpr, Gpr), vector: usize, value: V) {
+        let isa = asm.isa;
+        let record = if requant.per_channel { vector * RECORD_VECTORS } else { 0 };
+        let part = |i: usize| Mem::at(table, (record + i) * isa.bytes());
+        if requant.op.src_zero != 0 {
+            asm.binary(Binary::AddI32, value, value, self.at(isa, literals, -requant.op.src_zero));
+        }
+        if requant.scaled {
+            asm.shift_by(ShiftBy::LeftI32, value, value, part(5));
+        }
+        let odd = asm.vec();
+        asm.shift(Shift::RightU64, odd, value, 32);
+        asm.binary(Binary::MulEven, value, value, part(0));
+        asm.binary(Binary::MulEven, odd, odd, part(1));
+        asm.binary(Binary::AddI64, value, value, part(2));
+        asm.binary(Binary::AddI64, odd, odd, part(3));
+        asm.shift(Shift::RightU64, value, value, 32);
+        asm.blend_odd(value, odd);
+        asm.shift_by(ShiftBy::RightI32, value, value, part(4));
+        if requant.op.dst_zero != 0 {
+            asm.binary(Binary::AddI32, value, value, self.at(isa, literals, requant.op.dst_zero));
+        }
+    }
+
+    /// Limits lanes; a limit that the store's saturation to `whole` enforces costs nothing.
+    fn clamp(&self, asm: &mut Asm, literals: Gpr, value: V, (lo, hi): (i64, i64), whole: Option<Range>) {
+        let [low, high] = limits(lo, hi);
+        let isa = asm.isa;
+        // A container of 4 bits is stored as a byte, whose saturation is wider.
+        let bytes = whole.filter(|r| *r != Range::new(0, 15) && *r != Range::new(-8, 7));
+        if let Some(low) = low.filter(|_| bytes.is_none_or(|r| r.lo != lo)) {
+            asm.binary(Binary::MaxI32, value, value, self.at(isa, literals, low));
+        }
+        if let Some(high) = high.filter(|_| bytes.is_none_or(|r| r.hi != hi)) {
+            asm.binary(Binary::MinI32, value, value, self.at(isa, literals, high));
+        }
+    }
+}
+
+/// The limits that an `i32` may exceed.
+fn limits(lo: i64, hi: i64) -> [Option<i32>; 2] {
+    let (min, max) = (i64::from(i32::MIN), i64::from(i32::MAX));
+    let limit = |bound: i64| bound.clamp(min, max) as i32;
+    [(lo > min).then(|| limit(lo)), (hi < max).then(|| limit(hi))]
+}
+
+fn load_values(asm: &mut Asm, elem: Elem, to: V, from: Mem) {
+    match elem {
+        Elem::U4 | Elem::U8 => asm.load_widened(Widen::U8ToI32, to, from),
+        Elem::I4 | Elem::I8 => asm.load_widened(Widen::I8ToI32, to, from),
+        Elem::I16 => asm.load_widened(Widen::I16ToI32, to, from),
+        Elem::I32 | Elem::F32 => asm.load(to, from),
+    }
+}
+
+fn requant_table(
+    spec: &KernelSpec,
+    index: usize,
+    requant: &Requant,
+    constants: &[Option<&Tensor>],
+    isa: Isa,
+    table: usize,
+) -> Result<(WideRequant, Table), Unsupported> {
+    let step = &spec.steps()[index];
+    let constant = |position: usize| match step.args.get(position) {
+        Some(&Arg::Operand(i)) => constants.get(i).copied().flatten(),
+        _ => None,
+    };
+    let (Some(mult), Some(shift)) = (constant(1), constant(2)) else {
+        return Err(Unsupported::new("requant whose mult or shift is not constant"));
+    };
+    if !matches!(requant.round, Rounding::HalfUp | Rounding::Floor) {
+        return Err(Unsupported::new(format!("rounding {:?} in a wide kernel", requant.round)));
+    }
+    let src = step.args.first().map(|&arg| spec.arg_type(arg)).transpose()?;
+    let range = src.and_then(|ty| ty.range).unwrap_or(Range::new(i32::MIN.into(), i32::MAX.into()));
+    let zero = i64::from(requant.src_zero);
+    let magnitude = Range::new(range.lo - zero, range.hi - zero).magnitude();
+    let per_channel = is_per_channel(mult, &step.ty)?;
+    let lane = |(m, e)| lane(m, e, magnitude, requant);
+    let mut lanes = mult.ints()?.into_iter().zip(shift.ints()?).map(lane).collect::<Result<Vec<Lane>, _>>()?;
+    if !per_channel {
+        lanes = vec![lanes[0]; isa.lanes()];
+    }
+    let scaled = lanes.iter().any(|lane| lane.left > 0);
+    let bytes = lanes.chunks(isa.lanes()).flat_map(record).collect();
+    Ok((WideRequant { op: requant.clone(), table, per_channel, scaled }, Table::new(bytes)))
+}
+
+fn is_per_channel(mult: &Tensor, out: &TensorType) -> Result<bool, Unsupported> {
+    let shape = mult.shape();
+    if shape.iter().all(|&d| d == 1) {
+        return Ok(false);
+    }
+    match shape {
+        [rest @ .., last] if rest.iter().all(|&d| d == 1) && out.shape.last() == Some(last) => Ok(true),
+        _ => Err(Unsupported::new(format!("requant constants of shape {shape:?} in a wide kernel"))),
+    }
+}
+
+fn lane(mult: i64, shift: i64, magnitude: i64, requant: &Requant) -> Result<Lane, Unsupported> {
+    let (Ok(mut mult), Ok(mut shift)) = (i32::try_from(mult), u32::try_from(shift)) else {
+        return Err(Unsupported::new(format!("requant by {mult} / 2^{shift}")));
+    };
+    if mult == 0 {
+        return Ok(Lane { mult, shift: 0, left: 0, half: 0 });
+    }
+    while mult > 0 && mult < 1 << 30 && shift < 62 {
+        mult *= 2;
+        shift += 1;
+    }
+    let left = 32u32.saturating_sub(shift);
+    let limit = i64::from(i32::MAX);
+    let scaled = if left < 31 { magnitude.checked_shl(left).filter(|v| v >> left == magnitude) } else { None };
+    let result = (i128::from(magnitude) * i128::from(mult)) >> shift;
+    let fits = scaled.is_some_and(|v| v <= limit)
+        && result + 2 + i128::from(requant.dst_zero).abs() <= i128::from(limit)
+        && (1..=62).contains(&shift)
+        && mult > 0;
+    if !fits {
+        return Err(Unsupported::new(format!("requant by {mult} / 2^{shift} beyond 32 bits in a wide kernel")));
+    }
+    let total = shift + left;
+    let half = if requant.round == Rounding::Floor { 0 } else { 1i64 << (total - 1) };
+    Ok(Lane { mult, shift: total - 32, left, half })
+}
+
+/// The bytes of a record, in the order of [`RECORD_VECTORS`].
+fn record(lanes: &[Lane]) -> Vec<u8> {
+    let ints = |f: &dyn Fn(usize) -> i32| (0..lanes.len()).flat_map(|i| f(i).to_le_bytes()).collect::<Vec<u8>>();
+    let halves = |odd: usize| lanes.chunks(2).flat_map(move |pair| pair[odd].half.to_le_bytes()).collect::<Vec<u8>>();
+    [
+        ints(&|i| lanes[i].mult),
+        ints(&|i| if i % 2 == 0 { lanes[i + 1].mult } else { 0 }),
+        halves(0),
+        halves(1),
+        ints(&|i| lanes[i].shift as i32),
+        ints(&|i| lanes[i].left as i32),
+    ]
+    .concat()
+}

@@ -1,0 +1,375 @@
+//! The inner kernel: a register tile of pixels by vectors of output channels, over all taps and input
+//! channels, with the epilogue on the sums in registers.
+//!
+//! In: a [`Micro`]. Out: a leaf function over a table of words ([`Word`]). The tile's pixels are consecutive in
+//! the result; where their inputs lie is told by an offset for each. Inputs are read in *runs* of consecutive
+//! bytes (a row of taps), an offset for each run; weights as `[run][step][vector]`.
+//!
+//! A *step* is four bytes of every pixel, repeated in all lanes and multiplied with one vector of weights for
+//! each vector of output channels. `Sum16` adds the 16-bit pairs of a window of steps before widening; its 32-bit
+//! sums wait in the frame.
+
+use hawqc_ir::Elem;
+use hawqc_schedules::Multiply;
+
+use super::epilogue::WideEpilogue;
+use crate::asm::{Asm, AsmError, Binary, Gpr, Isa, Mem, Shift, Src, V, Widen};
+
+/// Words of the argument's table; the epilogue's operands and tables follow.
+#[derive(Clone, Copy)]
+pub enum Word {
+    /// Byte offsets of the tile's pixels (i32).
+    Pixels,
+    Src,
+    Weights,
+    Start,
+    Dst,
+    /// Byte offsets of the runs (i32).
+    Runs,
+    Literals,
+}
+
+/// Words before the epilogue's.
+pub const FIXED_WORDS: usize = 7;
+
+/// How the weights that a kernel reads become operands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Load {
+    /// They are operands.
+    Direct,
+    /// i8 to i16.
+    Extend,
+    /// Two vectors in one: low halves of the bytes, then high halves, each 8 too large.
+    Nibbles,
+}
+
+/// When 16-bit sums are widened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Window {
+    /// Once, at the end.
+    All,
+    /// After every run.
+    Run,
+    /// After so many steps of a run.
+    Steps(usize),
+}
+
+/// What inner kernels of one convolution have in common.
+pub struct Micro<'a> {
+    pub isa: Isa,
+    pub multiply: Multiply,
+    pub runs: usize,
+    /// Steps of a run.
+    pub steps: usize,
+    pub load: Load,
+    pub window: Window,
+    pub epilogue: &'a WideEpilogue,
+    pub dst: Elem,
+    /// Output channels of a pixel.
+    pub channels: usize,
+}
+
+/// Steps that the inner loop holds.
+const UNROLL: usize = 4;
+
+struct Tile {
+    mr: usize,
+    nr: usize,
+    /// Sums, `[pixel][vector]`.
+    acc: Vec<V>,
+    pixels: Vec<Gpr>,
+    offset: Gpr,
+    weights: Gpr,
+    input: V,
+    products: Vec<V>,
+    /// Registers for the weights of a step; empty where they are read as operands.
+    held: Vec<V>,
+    /// `Sum32`: ones.
+    ones: Option<V>,
+    /// `Nibbles`: the mask of a low half, and the excess.
+    nibble: Option<[V; 2]>,
+}
+
+impl Micro<'_> {
+    /// Registers of a tile that holds a step's weights: sums, weights, an input, a product in flight, constants.
+    pub fn registers_holding_weights(multiply: Multiply, load: Load, mr: usize, nr: usize) -> usize {
+        let in_flight = usize::from(multiply != Multiply::Dot && nr > 1);
+        let ones = usize::from(multiply == Multiply::Sum32);
+        let nibble = if load == Load::Nibbles { 2 } else { 0 };
+        mr * nr + nr + 1 + in_flight + ones + nibble
+    }
+
+    /// The code of a tile of `mr` pixels by `nr` vectors.
+    pub fn assemble(&self, mr: usize, nr: usize) -> Result<Vec<u8>, AsmError> {
+        let (mut asm, table) = Asm::new(self.isa);
+        let asm = &mut asm;
+        asm.set_odd_mask();
+        let literals = asm.argument(table, Word::Literals as usize);
+        let mut tile = self.tile(asm, table, literals, mr, nr);
+        let slots = self.start(asm, table, &tile);
+        let runs = asm.argument(table, Word::Runs as usize);
+        asm.repeat(self.runs, |asm| {
+            asm.load_int(tile.offset, Mem::at(runs, 0));
+            asm.add_int(runs, 4);
+            match (self.multiply, self.window) {
+                (Multiply::Sum16, Window::Steps(window)) => {
+                    let (whole, rest) = (self.steps / window, self.steps % window);
+                    if whole > 0 {
+                        asm.repeat(whole, |asm| {
+                            self.steps(asm, &tile, window);
+                            self.widen(asm, &tile, literals, &slots);
+                        });
+                    }
+                    if rest > 0 {
+                        self.steps(asm, &tile, rest);
+                        self.widen(asm, &tile, literals, &slots);
+                    }
+                }
+                (Multiply::Sum16, Window::Run) => {
+                    self.steps(asm, &tile, self.steps);
+                    self.widen(asm, &tile, literals, &slots);
+                }
+                _ => self.steps(asm, &tile, self.steps),
+            }
+        });
+        if self.multiply == Multiply::Sum16 {
+            self.last_widening(asm, table, &tile, literals, &slots);
+        }
+        let acc = std::mem::take(&mut tile.acc);
+        let dst = asm.argument(table, Word::Dst as usize);
+        let row_bytes = self.channels * self.dst.bytes();
+        let rows: Vec<Vec<V>> = acc.chunks(nr).map(<[V]>::to_vec).collect();
+        self.epilogue.emit(asm, (table, FIXED_WORDS), literals, rows, |asm, pixel, vectors| {
+            store(asm, self.dst, Mem::at(dst, pixel * row_bytes), vectors);
+        })?;
+        std::mem::replace(asm, Asm::new(self.isa).0).finish()
+    }
+
+    fn tile(&self, asm: &mut Asm, table: Gpr, literals: Gpr, mr: usize, nr: usize) -> Tile {
+        let acc = asm.vecs(mr * nr);
+        let src = asm.argument(table, Word::Src as usize);
+        let offsets = asm.argument(table, Word::Pixels as usize);
+        let pixels: Vec<Gpr> = (0..mr)
+            .map(|p| {
+                let pixel = asm.gpr();
+                asm.load_int(pixel, Mem::at(offsets, 4 * p));
+                asm.add(pixel, src);
+                pixel
+            })
+            .collect();
+        let weights = asm.argument(table, Word::Weights as usize);
+        let (offset, input) = (asm.gpr(), asm.vec());
+        let ones = (self.multiply == Multiply::Sum32).then(|| asm.vec());
+        if let Some(ones) = ones {
+            asm.load(ones, Mem::at(literals, 0));
+        }
+        let nibble = (self.load == Load::Nibbles).then(|| [asm.vec(), asm.vec()]);
+        if let Some([mask, excess]) = nibble {
+            asm.load(mask, Mem::at(literals, self.epilogue.nibble_mask(self.isa)));
+            asm.load(excess, Mem::at(literals, self.epilogue.nibble_excess(self.isa)));
+        }
+        let needed = Micro::registers_holding_weights(self.multiply, self.load, mr, nr);
+        let holds = self.load != Load::Direct || mr > 1 && needed <= self.isa.registers();
+        let held = if holds { asm.vecs(nr) } else { Vec::new() };
+        // All products of a pixel but the last are in flight at once, as far as registers allow.
+        let taken = needed - usize::from(nr > 1) - if holds { 0 } else { nr };
+        let in_flight = if self.multiply == Multiply::Dot { 0 } else { nr - 1 };
+        let products = asm.vecs(in_flight.min(self.isa.registers().saturating_sub(taken).max(1)));
+        Tile { mr, nr, acc, pixels, offset, weights, input, products, held, ones, nibble }
+    }
+
+    /// Bytes of the weights of a step, as they are read.
+    fn step_bytes(&self, nr: usize) -> usize {
+        let operands = nr * self.isa.bytes();
+        if self.load == Load::Direct { operands } else { operands / 2 }
+    }
+
+    /// Initial sums; the frame's places for 32-bit sums where 16-bit ones are widened more than once.
+    fn start(&self, asm: &mut Asm, table: Gpr, tile: &Tile) -> Vec<Mem> {
+        let start = asm.argument(table, Word::Start as usize);
+        let at = |v: usize| Mem::at(start, v * self.isa.bytes());
+        if self.multiply != Multiply::Sum16 {
+            for (index, &acc) in tile.acc.iter().enumerate() {
+                asm.load(acc, at(index % tile.nr));
+            }
+            return Vec::new();
+        }
+        let mut slots = Vec::new();
+        if self.window != Window::All {
+            for index in 0..tile.acc.len() {
+                let slot = asm.frame_slot();
+                asm.load(tile.input, at(index % tile.nr));
+                asm.store(slot, tile.input);
+                slots.push(slot);
+            }
+        }
+        tile.acc.iter().for_each(|&acc| asm.zero(acc));
+        slots
+    }
+
+    /// `count` steps, the offset and the weights' address advancing.
+    fn steps(&self, asm: &mut Asm, tile: &Tile, count: usize) {
+        let (whole, rest) = (count / UNROLL, count % UNROLL);
+        let block = |asm: &mut Asm, steps: usize| {
+            for step in 0..steps {
+                self.step(asm, tile, step);
+            }
+            asm.add_int(tile.offset, 4 * steps);
+            asm.add_int(tile.weights, steps * self.step_bytes(tile.nr));
+        };
+        if whole > 0 {
+            asm.repeat(whole, |asm| block(asm, UNROLL));
+        }
+        if rest > 0 {
+            block(asm, rest);
+        }
+    }
+
+    fn step(&self, asm: &mut Asm, tile: &Tile, step: usize) {
+        let at = step * self.step_bytes(tile.nr);
+        self.load_weights(asm, tile, at);
+        for p in 0..tile.mr {
+            asm.broadcast_i32(tile.input, Mem::indexed(tile.pixels[p], tile.offset, 4 * step));
+            let acc = &tile.acc[p * tile.nr..][..tile.nr];
+            // Products first, then sums: an order that leaves no unit waiting.
+            let window = tile.products.len() + 1;
+            for first in (0..tile.nr).step_by(window) {
+                let group = first..(first + window).min(tile.nr);
+                let product = |v: usize| match tile.products.get(v - first) {
+                    Some(&p) if v + 1 < tile.nr => p,
+                    // The last one takes the input's place.
+                    _ => tile.input,
+                };
+                for v in group.clone() {
+                    let weights = match tile.held.get(v) {
+                        Some(&held) => Src::Reg(held),
+                        None => Src::Mem(Mem::at(tile.weights, at + v * self.isa.bytes())),
+                    };
+                    match self.multiply {
+                        Multiply::I16 => asm.binary(Binary::Maddwd, product(v), tile.input, weights),
+                        Multiply::Sum16 | Multiply::Sum32 => {
+                            asm.binary(Binary::Maddubs, product(v), tile.input, weights);
+                        }
+                        Multiply::Dot => asm.dot_u8i8(acc[v], tile.input, weights),
+                    }
+                }
+                if let Some(ones) = tile.ones {
+                    group.clone().for_each(|v| asm.binary(Binary::Maddwd, product(v), product(v), ones));
+                }
+                let sum = match self.multiply {
+                    Multiply::Dot => continue,
+                    Multiply::Sum16 => Binary::AddI16,
+                    Multiply::I16 | Multiply::Sum32 => Binary::AddI32,
+                };
+                group.for_each(|v| asm.binary(sum, acc[v], acc[v], product(v)));
+            }
+        }
+    }
+
+    fn load_weights(&self, asm: &mut Asm, tile: &Tile, at: usize) {
+        let bytes = self.isa.bytes();
+        match self.load {
+            Load::Direct => {
+                for (v, &held) in tile.held.iter().enumerate() {
+                    asm.load(held, Mem::at(tile.weights, at + v * bytes));
+                }
+            }
+            Load::Extend => {
+                for (v, &held) in tile.held.iter().enumerate() {
+                    asm.load_widened(Widen::I8ToI16, held, Mem::at(tile.weights, at + v * bytes / 2));
+                }
+            }
+            Load::Nibbles => {
+                let Some(constants) = tile.nibble else { return };
+                for (pair, held) in tile.held.chunks(2).enumerate() {
+                    asm.load(held[0], Mem::at(tile.weights, at + pair * bytes));
+                    unpack_nibbles(asm, held[0], held[0], held[1], constants);
+                }
+            }
+        }
+    }
+
+    /// Adds the 16-bit sums to those in the frame and clears them.
+    fn widen(&self, asm: &mut Asm, tile: &Tile, literals: Gpr, slots: &[Mem]) {
+        for (&acc, &slot) in tile.acc.iter().zip(slots) {
+            asm.binary(Binary::Maddwd, acc, acc, Mem::at(literals, 0));
+            asm.binary(Binary::AddI32, acc, acc, slot);
+            asm.store(slot, acc);
+            asm.zero(acc);
+        }
+    }
+
+    fn last_widening(&self, asm: &mut Asm, table: Gpr, tile: &Tile, literals: Gpr, slots: &[Mem]) {
+        if self.window != Window::All {
+            for (&acc, &slot) in tile.acc.iter().zip(slots) {
+                asm.load(acc, slot);
+            }
+            return;
+        }
+        let start = asm.argument(table, Word::Start as usize);
+        for (index, &acc) in tile.acc.iter().enumerate() {
+            asm.binary(Binary::Maddwd, acc, acc, Mem::at(literals, 0));
+            asm.binary(Binary::AddI32, acc, acc, Mem::at(start, index % tile.nr * self.isa.bytes()));
+        }
+    }
+}
+
+/// The two vectors of i8 in `packed` ([`Load::Nibbles`]); `low` may be `packed`.
+fn unpack_nibbles(asm: &mut Asm, packed: V, low: V, high: V, [mask, excess]: [V; 2]) {
+    asm.shift(Shift::RightU16, high, packed, 4);
+    asm.binary(Binary::And, low, packed, mask);
+    asm.binary(Binary::And, high, high, mask);
+    asm.binary(Binary::SubI8, low, low, excess);
+    asm.binary(Binary::SubI8, high, high, excess);
+}
+
+/// Stores vectors of i32 lanes, narrowed with saturation.
+fn store(asm: &mut Asm, dst: Elem, to: Mem, vectors: &[V]) {
+    let lanes = asm.isa.lanes();
+    let at = |v: usize| Mem { disp: to.disp + (v * lanes * dst.bytes()) as i32, ..to };
+    let mut v = 0;
+    while v < vectors.len() {
+        match dst.bytes() {
+            1 if v + 1 < vectors.len() => {
+                asm.store_bytes_pair(at(v), [vectors[v], vectors[v + 1]], dst.is_signed());
+                v += 1;
+            }
+            1 => asm.store_bytes(at(v), vectors[v], dst.is_signed()),
+            2 => asm.store_i16(at(v), vectors[v]),
+            _ => asm.store(at(v), vectors[v]),
+        }
+        v += 1;
+    }
+}
+
+/// Words of [`assemble_expand`]'s table.
+pub const EXPAND_WORDS: usize = 4;
+
+/// A leaf function that turns packed weights into operands once for many tiles. Its table: where from, where
+/// to, the number of pairs of vectors, the literals.
+pub fn assemble_expand(isa: Isa, load: Load, epilogue: &WideEpilogue) -> Result<Vec<u8>, AsmError> {
+    let (mut asm, table) = Asm::new(isa);
+    let a = &mut asm;
+    let [from, to, pairs, literals] = [0, 1, 2, 3].map(|word| a.argument(table, word));
+    let [low, high] = [a.vec(), a.vec()];
+    let bytes = isa.bytes();
+    let constants = [a.vec(), a.vec()];
+    if load == Load::Nibbles {
+        a.load(constants[0], Mem::at(literals, epilogue.nibble_mask(isa)));
+        a.load(constants[1], Mem::at(literals, epilogue.nibble_excess(isa)));
+    }
+    a.repeat_down(pairs, |a| {
+        if load == Load::Nibbles {
+            a.load(low, Mem::at(from, 0));
+            unpack_nibbles(a, low, low, high, constants);
+        } else {
+            a.load_widened(Widen::I8ToI16, low, Mem::at(from, 0));
+            a.load_widened(Widen::I8ToI16, high, Mem::at(from, bytes / 2));
+        }
+        a.store(Mem::at(to, 0), low);
+        a.store(Mem::at(to, bytes), high);
+        a.add_int(from, bytes);
+        a.add_int(to, 2 * bytes);
+    });
+    asm.finish()
+}

@@ -1,0 +1,486 @@
+//! Dense convolution with inner kernels assembled for vectors of 256 or 512 bits.
+//!
+//! The loop nest is Cranelift's: a unit of work prepares its source rows ([`source`]), then for every channel block
+//! turns the packed weights into operands, if they are not, and runs the tiles of the block ([`micro`]), those
+//! beyond the last whole one with an inner kernel of fewer pixels.
+//!
+//! Weights are packed at compile time as `[channel block][run][step][vector][lane][4 bytes]`.
+
+mod epilogue;
+mod micro;
+mod source;
+
+use cranelift_codegen::ir::{FuncRef, InstBuilder, StackSlotData, StackSlotKind, Value, types};
+use hawqc_ir::{Elem, KernelSpec, Range, Tensor};
+use hawqc_schedules::{ConvGeometry, Machine, Multiply, WideSchedule, unsigned_offset};
+
+use super::conv::Geometry;
+use super::emit::Code;
+use super::{Body, Frame, Leaf, Lowered, Table};
+use crate::asm::{AsmError, Isa};
+use crate::error::Unsupported;
+use epilogue::WideEpilogue;
+use micro::{EXPAND_WORDS, FIXED_WORDS, Load, Micro, Window, Word, assemble_expand};
+use source::Source;
+
+/// Tiles from which on the weights of a channel block are turned into operands once for all of them.
+const EXPAND_TILES: usize = 3;
+
+const WEIGHTS: usize = 0;
+const START: usize = 1;
+const PIXELS: usize = 2;
+const RUNS: usize = 3;
+const LITERALS: usize = 4;
+const FIRST_EPILOGUE_TABLE: usize = 5;
+
+struct Wide {
+    geometry: Geometry,
+    isa: Isa,
+    schedule: WideSchedule,
+    source: Source,
+    dst: Elem,
+    /// Vectors of weights of a channel block's vector: runs times steps.
+    depth: usize,
+    load: Load,
+    /// Whether weights are turned into operands before the tiles run.
+    expands: bool,
+    /// `(pixels, vectors)` of each inner kernel, in the order of the leaves.
+    tiles: Vec<(usize, usize)>,
+    operand_bytes: Vec<usize>,
+    table_strides: Vec<usize>,
+}
+
+pub(super) fn lower(
+    spec: &KernelSpec,
+    constants: &[Option<&Tensor>],
+    machine: Machine,
+    schedule: WideSchedule,
+) -> Result<Lowered, Unsupported> {
+    let (geometry, [src, wei], bias) = Geometry::of(spec)?;
+    let constant = |operand: usize| constants.get(operand).copied().flatten();
+    let (Some(weights), true) = (constant(wei), bias.is_none_or(|b| constant(b).is_some())) else {
+        return Err(Unsupported::new("a convolution whose weights or bias are not constant"));
+    };
+    let Some(wide) = ConvGeometry::of(spec).and_then(|g| g.wide_machine(machine)) else {
+        return Err(Unsupported::new("a wide kernel of this convolution"));
+    };
+    let isa = if wide.lanes == Isa::Avx512.lanes() { Isa::Avx512 } else { Isa::Avx2 };
+    let weights = weights.ints()?;
+    let bias = bias.and_then(constant).map(Tensor::ints).transpose()?;
+    let multiply = schedule.multiply;
+    let source = Source::new(geometry, multiply.operand_bytes());
+    let (run_offsets, run_values) = source.runs();
+    let steps = run_values.div_ceil(multiply.step());
+    let four_bits = spec.operands()[wei].elem == Elem::I4;
+    // 4-bit weights are packed two vectors in one, so blocks hold an even number of vectors.
+    let load = match (multiply, four_bits) {
+        (Multiply::I16, _) => Load::Extend,
+        (_, true) => Load::Nibbles,
+        _ => Load::Direct,
+    };
+    let (epilogue, requant_tables) = WideEpilogue::new(spec, constants, isa)?;
+    let expands = load != Load::Direct && expands(&geometry, isa, load, schedule);
+    let pad = i64::from(geometry.pad_value);
+    let src_range = spec.operands()[src].int_range()?.union(Range::new(pad, pad));
+    let packing = Packing { geometry: &geometry, isa, multiply, nr: schedule.nr, runs: run_offsets.len(), run_values };
+    let window = packing.window(&weights, src_range);
+    let mut wide = Wide {
+        geometry,
+        isa,
+        schedule,
+        dst: spec.result().elem,
+        depth: run_offsets.len() * steps,
+        load,
+        expands,
+        tiles: Vec::new(),
+        operand_bytes: epilogue.operands().iter().map(|&i| spec.operands()[i].elem.bytes()).collect(),
+        table_strides: epilogue.table_strides(isa),
+        source,
+    };
+    let mut tables = vec![
+        Table { bytes: packing.pack(&weights, load), is_weights: true },
+        Table::new(packing.start(&weights, bias.as_deref())),
+        Table::new(ints(&wide.source.pixel_offsets(schedule.rows))),
+        Table::new(ints(&run_offsets)),
+        epilogue.literal_table(isa),
+    ];
+    tables.extend(requant_tables);
+    let mut operands = vec![src];
+    operands.extend(epilogue.operands());
+    let micro = Micro {
+        isa,
+        multiply,
+        runs: run_offsets.len(),
+        steps,
+        load: if expands { Load::Direct } else { load },
+        window,
+        epilogue: &epilogue,
+        dst: wide.dst,
+        channels: geometry.channels_out(),
+    };
+    let leaves = wide.leaves(&micro, &epilogue).map_err(|e| Unsupported::new(e.to_string()))?;
+    Ok(Lowered {
+        family: "wide",
+        operands,
+        tables,
+        forms: format!("{}{window:?}", epilogue.form()),
+        scratch_bytes: wide.source.scratch_bytes(schedule.rows) + wide.panel_bytes(),
+        units: wide.row_units() * wide.channel_groups(),
+        work: geometry.macs() / 64,
+        macs: geometry.macs(),
+        is_border: false,
+        leaves,
+        body: Box::new(wide),
+    })
+}
+
+/// Whether weights are turned into operands once for all tiles of a unit: if there are enough tiles, or if
+/// that cannot be done while a tile is computed.
+fn expands(geometry: &Geometry, isa: Isa, load: Load, schedule: WideSchedule) -> bool {
+    let WideSchedule { multiply, mr, nr, rows, .. } = schedule;
+    let tiles = (rows * geometry.out[1]).div_ceil(mr);
+    let has_odd_block = nr % 2 == 1 || (geometry.group_out / isa.lanes()) % nr % 2 == 1;
+    tiles >= EXPAND_TILES
+        || load == Load::Nibbles && has_odd_block
+        || Micro::registers_holding_weights(multiply, load, mr, nr) > isa.registers()
+}
+
+fn ints(values: &[i32]) -> Vec<u8> {
+    values.iter().flat_map(|v| v.to_le_bytes()).collect()
+}
+
+/// How weights are laid out, and what follows from their values.
+struct Packing<'a> {
+    geometry: &'a Geometry,
+    isa: Isa,
+    multiply: Multiply,
+    nr: usize,
+    runs: usize,
+    run_values: usize,
+}
+
+impl Packing<'_> {
+    /// Calls `vector` with the weights of every vector in packed order, [lane][value of the step]; a block's vectors
+    /// in one call of `block`.
+    fn blocks(&self, weights: &[i64], mut block: impl FnMut(Vec<Vec<i64>>)) {
+        let (lanes, step) = (self.isa.lanes(), self.multiply.step());
+        let row = self.runs * self.run_values;
+        let channels = self.geometry.group_out;
+        for first in (0..channels).step_by(self.nr * lanes) {
+            let vectors = ((channels - first) / lanes).min(self.nr);
+            let mut out = Vec::new();
+            for run in 0..self.runs {
+                for start in (0..self.run_values).step_by(step) {
+                    for vector in 0..vectors {
+                        let lane = |lane: usize| {
+                            let base = (first + vector * lanes + lane) * row + run * self.run_values;
+                            (start..start + step).map(move |i| if i < self.run_values { weights[base + i] } else { 0 })
+                        };
+                        out.push((0..lanes).flat_map(lane).collect());
+                    }
+                }
+            }
+            block(out);
+        }
+    }
+
+    fn pack(&self, weights: &[i64], load: Load) -> Vec<u8> {
+        let mut out = Vec::new();
+        self.blocks(weights, |vectors| match load {
+            Load::Nibbles => {
+                for pair in vectors.chunks(2) {
+                    let high = |i: usize| pair.get(1).map_or(0, |v| v[i] + 8);
+                    out.extend((0..pair[0].len()).map(|i| ((pair[0][i] + 8) | high(i) << 4) as u8));
+                }
+            }
+            _ => out.extend(vectors.iter().flatten().map(|&w| w as u8)),
+        });
+        out
+    }
+
+    /// The sums' start: the bias, and what making the source unsigned adds to every sum taken off again,
+    /// modulo 2^32.
+    fn start(&self, weights: &[i64], bias: Option<&[i64]>) -> Vec<u8> {
+        let row = self.runs * self.run_values;
+        let offset = if self.multiply.operand_bytes() == 1 { unsigned_offset(self.geometry.src) } else { 0 };
+        let start = |k: usize| {
+            let sum: i64 = weights[k * row..][..row].iter().sum();
+            (bias.map_or(0, |b| b[k]) - offset * sum) as i32
+        };
+        (0..self.geometry.group_out).flat_map(|k| start(k).to_le_bytes()).collect()
+    }
+
+    /// The longest window after which no 16-bit sum can have left its range, from the weights themselves: a lane sums
+    /// x * w over two values of every step, x in [0, most].
+    fn window(&self, weights: &[i64], src: Range) -> Window {
+        if self.multiply != Multiply::Sum16 {
+            return Window::All;
+        }
+        let most = (src.hi + unsigned_offset(self.geometry.src)).max(0);
+        let row = self.runs * self.run_values;
+        let steps = self.run_values.div_ceil(4);
+        let fits = |windows: &dyn Fn(usize, usize) -> usize| {
+            (0..self.geometry.group_out).all(|k| {
+                let mut sums = std::collections::BTreeMap::new();
+                for run in 0..self.runs {
+                    for (i, w) in weights[k * row + run * self.run_values..][..self.run_values].iter().enumerate() {
+                        let key = (windows(run, i / 4), i % 4 / 2);
+                        let (low, high): &mut (i64, i64) = sums.entry(key).or_default();
+                        if *w < 0 { *low += w * most } else { *high += w * most }
+                    }
+                }
+                sums.values().all(|&(low, high)| low >= i16::MIN.into() && high <= i16::MAX.into())
+            })
+        };
+        if fits(&|_, _| 0) {
+            return Window::All;
+        }
+        if fits(&|run, _| run) {
+            return Window::Run;
+        }
+        let parts = (2..=steps).find(|parts| {
+            let window = steps.div_ceil(*parts);
+            fits(&|run, step| run * steps + step / window)
+        });
+        // A window of one step always fits where the schedule is legal.
+        Window::Steps(parts.map_or(1, |parts| steps.div_ceil(parts)))
+    }
+}
+
+impl Wide {
+    fn vectors(&self) -> usize {
+        self.geometry.group_out / self.isa.lanes()
+    }
+
+    fn blocks(&self) -> usize {
+        self.vectors().div_ceil(self.schedule.nr)
+    }
+
+    /// Vectors of the last channel block, if it has fewer than the others.
+    fn rest_vectors(&self) -> usize {
+        self.vectors() % self.schedule.nr
+    }
+
+    fn channel_groups(&self) -> usize {
+        self.blocks().div_ceil(self.schedule.blocks)
+    }
+
+    fn row_blocks(&self) -> usize {
+        self.geometry.out[0].div_ceil(self.schedule.rows)
+    }
+
+    fn row_units(&self) -> usize {
+        self.geometry.batch * self.row_blocks()
+    }
+
+    /// Pixels of a unit, and of the last one of an image.
+    fn unit_pixels(&self) -> [usize; 2] {
+        let rows = self.schedule.rows;
+        let last = self.geometry.out[0] - (self.row_blocks() - 1) * rows;
+        [rows, last].map(|rows| rows * self.geometry.out[1])
+    }
+
+    /// Bytes of a channel block's packed weights.
+    fn block_bytes(&self, vectors: usize) -> usize {
+        let count = self.depth * vectors;
+        match self.load {
+            Load::Direct => count * self.isa.bytes(),
+            Load::Extend => count * self.isa.bytes() / 2,
+            Load::Nibbles => count.div_ceil(2) * self.isa.bytes(),
+        }
+    }
+
+    /// Bytes of a channel block's operands in scratch memory.
+    fn panel_bytes(&self) -> usize {
+        if self.expands { (self.depth * self.schedule.nr).next_multiple_of(2) * self.isa.bytes() } else { 0 }
+    }
+
+    /// Assembles the inner kernels: tiles of every size that occurs, then the expansion of weights.
+    fn leaves(&mut self, micro: &Micro, epilogue: &WideEpilogue) -> Result<Vec<Leaf>, AsmError> {
+        let mr = self.schedule.mr;
+        let mut pixels = vec![];
+        for unit in self.unit_pixels() {
+            for size in [if unit >= mr { mr } else { 0 }, unit % mr] {
+                if size > 0 && !pixels.contains(&size) {
+                    pixels.push(size);
+                }
+            }
+        }
+        let mut vectors = vec![self.rest_vectors()];
+        if self.vectors() >= self.schedule.nr {
+            vectors.push(self.schedule.nr);
+        }
+        let mut leaves = Vec::new();
+        for &m in &pixels {
+            for &n in vectors.iter().filter(|&&n| n > 0) {
+                let code = micro.assemble(m, n)?;
+                leaves.push(Leaf { name: format!("{m}x{n}"), code });
+                self.tiles.push((m, n));
+            }
+        }
+        if self.expands {
+            let code = assemble_expand(self.isa, self.load, epilogue)?;
+            leaves.push(Leaf { name: "expand".into(), code });
+        }
+        Ok(leaves)
+    }
+
+    fn leaf(&self, frame: &Frame, pixels: usize, vectors: usize) -> Result<FuncRef, Unsupported> {
+        let found = self.tiles.iter().position(|&t| t == (pixels, vectors)).and_then(|i| frame.leaves.get(i));
+        found.copied().ok_or_else(|| Unsupported::new(format!("no inner kernel of {pixels} x {vectors}")))
+    }
+}
+
+/// What the tiles of a unit have in common.
+struct Unit {
+    /// Base of the pixel offsets.
+    src: Value,
+    /// Index of the first pixel in the whole result.
+    first_pixel: Value,
+    /// Pixels, one of [`Wide::unit_pixels`].
+    pixels: usize,
+}
+
+impl Body for Wide {
+    fn emit(&self, c: &mut Code, frame: &Frame) -> Result<(), Unsupported> {
+        let units = c.int(self.row_units() * self.channel_groups());
+        let mut outcome = Ok(());
+        c.range(frame.task, units, frame.tasks, |c, unit| outcome = self.unit(c, frame, unit));
+        outcome
+    }
+}
+
+impl Wide {
+    fn unit(&self, c: &mut Code, frame: &Frame, unit: Value) -> Result<(), Unsupported> {
+        let geometry = &self.geometry;
+        let (row_unit, group) = c.div_rem(unit, self.channel_groups());
+        let (image, row_block) = c.div_rem(row_unit, self.row_blocks());
+        let first_row = c.mul_int(row_block, self.schedule.rows);
+        let image_bytes = geometry.size[0] * geometry.size[1] * geometry.pixel_bytes();
+        let src = c.offset(frame.operands[0], image, image_bytes);
+        let rows_at = c.add_int(frame.scratch, self.panel_bytes());
+        let image_pixel = c.mul_int(image, geometry.out[0] * geometry.out[1]);
+        let first_pixel = c.offset(image_pixel, first_row, geometry.out[1]);
+        let [whole, last] = self.unit_pixels();
+        let src = self.source.prepare(c, src, first_row, self.schedule.rows, rows_at);
+        let (first_block, blocks) = (c.mul_int(group, self.schedule.blocks), self.schedule.blocks);
+        let end_block = c.add_int(first_block, blocks);
+        let end_block = c.min_int(end_block, self.blocks());
+        let one = c.int(1);
+        let mut outcome = Ok(());
+        let mut keep = |result: Result<(), Unsupported>| {
+            let before = std::mem::replace(&mut outcome, Ok(()));
+            outcome = before.and(result);
+        };
+        let is_whole = c.below(row_block, self.row_blocks() - 1);
+        c.range(first_block, end_block, one, |c, block| {
+            let mut either = |c: &mut Code, vectors: usize| {
+                let weights = self.weights(c, frame, block, vectors);
+                let unit = |pixels: usize| Unit { src, first_pixel, pixels };
+                if whole == last {
+                    return keep(self.tiles(c, frame, &unit(whole), (block, vectors), weights));
+                }
+                let mut results = [Ok(()), Ok(())];
+                let [a, b] = &mut results;
+                c.if_else(
+                    is_whole,
+                    |c| *a = self.tiles(c, frame, &unit(whole), (block, vectors), weights),
+                    |c| *b = self.tiles(c, frame, &unit(last), (block, vectors), weights),
+                );
+                results.into_iter().for_each(&mut keep);
+            };
+            match (self.rest_vectors(), self.blocks()) {
+                (0, _) => either(c, self.schedule.nr),
+                (rest, 1) => either(c, rest),
+                (rest, blocks) => {
+                    let is_full = c.below(block, blocks - 1);
+                    let either = std::cell::RefCell::new(either);
+                    c.if_else(
+                        is_full,
+                        |c| (either.borrow_mut())(c, self.schedule.nr),
+                        |c| (either.borrow_mut())(c, rest),
+                    );
+                }
+            }
+        });
+        outcome
+    }
+
+    /// The address of a block's weights as tiles read them.
+    fn weights(&self, c: &mut Code, frame: &Frame, block: Value, vectors: usize) -> Value {
+        let packed = c.offset(frame.tables[WEIGHTS], block, self.block_bytes(self.schedule.nr));
+        let (true, Some(&expand)) = (self.expands, frame.leaves.last()) else {
+            return packed;
+        };
+        let pairs = c.int((self.depth * vectors).div_ceil(2));
+        call(c, expand, &[packed, frame.scratch, pairs, frame.tables[LITERALS]]);
+        debug_assert_eq!(EXPAND_WORDS, 4);
+        frame.scratch
+    }
+
+    /// Runs all tiles of a block.
+    fn tiles(
+        &self,
+        c: &mut Code,
+        frame: &Frame,
+        unit: &Unit,
+        (block, vectors): (Value, usize),
+        weights: Value,
+    ) -> Result<(), Unsupported> {
+        let mr = self.schedule.mr;
+        let (whole, rest) = (unit.pixels / mr, unit.pixels % mr);
+        if whole > 0 {
+            let leaf = self.leaf(frame, mr, vectors)?;
+            c.count(whole, 1, |c, tile| {
+                let pixel = c.mul_int(tile, mr);
+                self.tile(c, frame, unit, (block, weights), pixel, leaf);
+            });
+        }
+        if rest > 0 {
+            let leaf = self.leaf(frame, rest, vectors)?;
+            let pixel = c.int(whole * mr);
+            self.tile(c, frame, unit, (block, weights), pixel, leaf);
+        }
+        Ok(())
+    }
+
+    fn tile(
+        &self,
+        c: &mut Code,
+        frame: &Frame,
+        unit: &Unit,
+        (block, weights): (Value, Value),
+        pixel: Value,
+        leaf: FuncRef,
+    ) {
+        let block_vectors = self.schedule.nr;
+        let channel = c.mul_int(block, block_vectors * self.isa.lanes());
+        let in_result = c.add(unit.first_pixel, pixel);
+        let element = c.offset(channel, in_result, self.geometry.channels_out());
+        let mut words = vec![Word::Pixels as usize; FIXED_WORDS].into_iter().map(|_| frame.dst).collect::<Vec<_>>();
+        words[Word::Pixels as usize] = c.offset(frame.tables[PIXELS], pixel, 4);
+        words[Word::Src as usize] = unit.src;
+        words[Word::Weights as usize] = weights;
+        words[Word::Start as usize] = c.offset(frame.tables[START], block, block_vectors * self.isa.bytes());
+        words[Word::Dst as usize] = c.offset(frame.dst, element, self.dst.bytes());
+        words[Word::Runs as usize] = frame.tables[RUNS];
+        words[Word::Literals as usize] = frame.tables[LITERALS];
+        for (i, &bytes) in self.operand_bytes.iter().enumerate() {
+            words.push(c.offset(frame.operands[1 + i], element, bytes));
+        }
+        for (i, &stride) in self.table_strides.iter().enumerate() {
+            words.push(c.offset(frame.tables[FIRST_EPILOGUE_TABLE + i], block, stride * block_vectors));
+        }
+        call(c, leaf, &words);
+    }
+}
+
+/// Calls a leaf function with a table of words.
+fn call(c: &mut Code, leaf: FuncRef, words: &[Value]) {
+    let slot = c.b.create_sized_stack_slot(StackSlotData::new(StackSlotKind::ExplicitSlot, 8 * words.len() as u32, 3));
+    for (i, &word) in words.iter().enumerate() {
+        c.b.ins().stack_store(types::I64, word, slot, 8 * i as i32);
+    }
+    let table = c.b.ins().stack_addr(types::I64, slot, 0);
+    c.b.ins().call(leaf, &[table]);
+}

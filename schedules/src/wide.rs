@@ -1,0 +1,289 @@
+//! Schedules of the wide dense convolution, whose inner kernels are assembled for vectors of 256 or 512 bits.
+//!
+//! The kernel computes tiles of `mr` pixels by `nr` vectors of output channels. A unit of work, which one task
+//! runs, is a block of `rows` output rows of an image by a group of `blocks` channel blocks (of `nr` vectors).
+//! The unit's source rows are brought into the form that the products want once; for each channel block the
+//! weights likewise, then all tiles of the block run.
+
+use std::fmt;
+use std::str::FromStr;
+
+use hawqc_ir::{Elem, Range};
+
+use crate::conv::ConvGeometry;
+use crate::{Machine, WideMachine};
+
+/// How products are formed and summed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Multiply {
+    /// Operands extended to 16 bits, pairs of products summed in 32: any 8-bit operands.
+    I16,
+    /// u8 times i8, pairs summed in 16 bits, which are added up in 16 bits over a window of steps.
+    Sum16,
+    /// u8 times i8, pairs summed in 16 bits, then two pairs in 32.
+    Sum32,
+    /// u8 times i8, four products summed in 32 bits by one instruction.
+    Dot,
+}
+
+impl Multiply {
+    pub const ALL: [Multiply; 4] = [Multiply::I16, Multiply::Sum16, Multiply::Sum32, Multiply::Dot];
+
+    fn name(self) -> &'static str {
+        match self {
+            Multiply::I16 => "i16",
+            Multiply::Sum16 => "sum16",
+            Multiply::Sum32 => "sum32",
+            Multiply::Dot => "dot",
+        }
+    }
+
+    /// Bytes of an operand as it is multiplied.
+    pub fn operand_bytes(self) -> usize {
+        if self == Multiply::I16 { 2 } else { 1 }
+    }
+
+    /// Consecutive input channels of a step: four bytes.
+    pub fn step(self) -> usize {
+        4 / self.operand_bytes()
+    }
+}
+
+/// See the module's documentation. All at least 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct WideSchedule {
+    pub multiply: Multiply,
+    /// Pixels of a register tile.
+    pub mr: usize,
+    /// Vectors of output channels of a register tile.
+    pub nr: usize,
+    /// Output rows of a unit.
+    pub rows: usize,
+    /// Channel blocks of a unit.
+    pub blocks: usize,
+}
+
+/// Largest tile: general registers hold an address for every pixel.
+const MAX_MR: usize = 8;
+const MAX_NR: usize = 4;
+const MAX_BLOCKING: usize = 1 << 16;
+/// Bytes of prepared source rows that a unit should not exceed: half of a second-level cache.
+const REGION_BYTES: usize = 192 << 10;
+/// Multiply-accumulates below which splitting work further does not pay.
+const UNIT_MACS: usize = 400_000;
+/// Shortest window of 16-bit sums that is worth its widening.
+const SHORTEST_WINDOW: i64 = 4;
+
+/// What a source of range `src` must be increased by to be unsigned.
+pub fn unsigned_offset(src: Elem) -> i64 {
+    match src {
+        Elem::I4 => 8,
+        Elem::I8 => 128,
+        _ => 0,
+    }
+}
+
+/// How many steps of `Sum16` stay within 16 bits for every source and weight in the given ranges; 0 if not one.
+pub fn worst_window(src: Elem, src_range: Range, wei: Range) -> i64 {
+    let offset = unsigned_offset(src);
+    let most = (src_range.hi + offset).max(0);
+    // A lane sums two products a step.
+    let pair = 2 * most * wei.hi.abs().max(wei.lo.abs());
+    if pair == 0 { i64::MAX } else { i64::from(i16::MAX) / pair }
+}
+
+impl WideSchedule {
+    pub(crate) fn default_for(geometry: &ConvGeometry, machine: Machine) -> Option<WideSchedule> {
+        let all = tiles(geometry, machine);
+        let lanes = geometry.wide_machine(machine)?.lanes;
+        let cost = |s: &WideSchedule| (s.cost(geometry, lanes), s.mr);
+        let (multiply, mr, nr) = all.iter().min_by_key(|s| cost(s)).map(|s| (s.multiply, s.mr, s.nr))?;
+        Some(WideSchedule::with_tile(geometry, lanes, multiply, mr, nr))
+    }
+
+    /// Estimated time of all tiles in units of an eighth of a cycle's vector instructions.
+    fn cost(&self, geometry: &ConvGeometry, lanes: usize) -> usize {
+        let vectors = geometry.channels.div_ceil(lanes);
+        let steps = (geometry.depth / self.multiply.step()).max(1);
+        // Vector instructions of a product, and loads of a step; a short tile cannot hide their latency.
+        let per_product = match self.multiply {
+            Multiply::I16 | Multiply::Sum16 => 2,
+            Multiply::Sum32 => 3,
+            Multiply::Dot => 1,
+        };
+        let step = |mr: usize, nr: usize| {
+            let vector = (mr * nr * per_product).max(10) * 8 / 3;
+            let loads = (mr + nr) * 8 / 2;
+            vector.max(loads) + (vector + loads) / 8
+        };
+        let column = |mr: usize| {
+            let (full, rest) = (vectors / self.nr, vectors % self.nr);
+            full * step(mr, self.nr) + if rest > 0 { step(mr, rest) } else { 0 }
+        };
+        let unit = self.rows * geometry.row_pixels;
+        let of_unit = |pixels: usize| {
+            pixels / self.mr * column(self.mr) + if pixels % self.mr > 0 { column(pixels % self.mr) } else { 0 }
+        };
+        let last = geometry.pixels % unit;
+        (geometry.pixels / unit * of_unit(unit) + of_unit(last)) * steps
+    }
+
+    /// The blocking that suits a tile.
+    fn with_tile(geometry: &ConvGeometry, lanes: usize, multiply: Multiply, mr: usize, nr: usize) -> WideSchedule {
+        let rows_all = geometry.pixels / geometry.row_pixels;
+        let blocks_all = geometry.channels.div_ceil(lanes * nr);
+        let row_bytes = (geometry.row_values * multiply.operand_bytes()).max(1);
+        let mut rows = (REGION_BYTES / row_bytes).clamp(1, geometry.image_rows);
+        // Equal units.
+        rows = geometry.image_rows.div_ceil(geometry.image_rows.div_ceil(rows));
+        let macs = geometry.pixels * geometry.channels * geometry.depth;
+        // Enough units to share, few enough that a unit is worth handing over.
+        let wanted = (macs / UNIT_MACS).clamp(1, 8);
+        let row_units = rows_all.div_ceil(rows);
+        let mut blocks = blocks_all;
+        if row_units < wanted {
+            if geometry.row_pixels * geometry.image_rows >= 256 {
+                rows = rows_all.div_ceil(wanted).clamp(1, rows);
+            } else {
+                blocks = blocks_all.div_ceil(wanted.div_ceil(row_units)).max(1);
+            }
+        }
+        WideSchedule { multiply, mr, nr, rows, blocks }
+    }
+
+    pub(crate) fn candidates(geometry: &ConvGeometry, machine: Machine) -> Vec<WideSchedule> {
+        let mut all = tiles(geometry, machine);
+        let lanes = geometry.wide_machine(machine).map_or(1, |w| w.lanes);
+        let best = all.iter().map(|s| s.cost(geometry, lanes)).min().unwrap_or(0);
+        all.retain(|s| s.cost(geometry, lanes) <= best * 3 / 2);
+        for schedule in all.clone() {
+            all.push(WideSchedule { rows: schedule.rows.div_ceil(2), ..schedule });
+            all.push(WideSchedule { blocks: schedule.blocks.div_ceil(2), ..schedule });
+        }
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+
+    pub(crate) fn legal(self, geometry: &ConvGeometry, machine: Machine) -> Result<(), String> {
+        let WideSchedule { multiply, mr, nr, rows, blocks } = self;
+        let Some(wide) = geometry.wide_machine(machine) else {
+            return Err(geometry.not_wide(machine));
+        };
+        if !(1..=MAX_MR).contains(&mr) || !(1..=MAX_NR).contains(&nr) {
+            return Err(format!("a tile is 1 to {MAX_MR} pixels by 1 to {MAX_NR} vectors"));
+        }
+        if ![rows, blocks].iter().all(|v| (1..=MAX_BLOCKING).contains(v)) {
+            return Err(format!("rows and blocks are 1 to {MAX_BLOCKING}"));
+        }
+        if rows > geometry.image_rows {
+            return Err(format!("an image has {} rows", geometry.image_rows));
+        }
+        geometry.multiply_legal(multiply, wide)?;
+        let needed = registers(multiply, mr, nr);
+        if needed > wide.registers {
+            return Err(format!("a tile of {mr} x {nr} needs {needed} registers, there are {}", wide.registers));
+        }
+        Ok(())
+    }
+}
+
+/// Registers of a tile whose weights come from memory: sums, an input, products in flight, a constant.
+fn registers(multiply: Multiply, mr: usize, nr: usize) -> usize {
+    let products = match multiply {
+        Multiply::Dot => 0,
+        _ => usize::from(nr > 1),
+    };
+    mr * nr + 1 + products + usize::from(multiply == Multiply::Sum32)
+}
+
+impl ConvGeometry {
+    /// The vectors that a wide kernel of this convolution would use.
+    pub fn wide_machine(&self, machine: Machine) -> Option<WideMachine> {
+        let fits = self.groups == 1 && self.wei != Elem::I16 && self.plain_rounding;
+        let widths = machine.wide.into_iter().flatten();
+        widths.into_iter().find(|w| fits && self.channels.is_multiple_of(w.lanes))
+    }
+
+    fn not_wide(&self, machine: Machine) -> String {
+        match machine.wide {
+            [None, None] => "the target has no vectors of 256 bits".to_owned(),
+            _ => format!(
+                "a wide kernel takes ungrouped convolutions with weights of up to 8 bits, output channels in eights and \
+                 plain roundings, not {} channels in {} groups",
+                self.channels, self.groups
+            ),
+        }
+    }
+
+    fn multiply_legal(&self, multiply: Multiply, wide: WideMachine) -> Result<(), String> {
+        let name = multiply.name();
+        let four_bits = self.wei == Elem::I4;
+        if multiply == Multiply::I16 {
+            return if four_bits && self.src != Elem::I16 {
+                Err("4-bit weights are multiplied as bytes".to_owned())
+            } else if four_bits {
+                Err("4-bit weights with 16-bit inputs are left to the portable kernel".to_owned())
+            } else {
+                Ok(())
+            };
+        }
+        if self.src == Elem::I16 {
+            return Err(format!("`{name}` multiplies bytes"));
+        }
+        let window = worst_window(self.src, self.src_range, self.wei_range);
+        match multiply {
+            Multiply::Dot if !wide.dot => Err("the target has no 8-bit dot product of this width".to_owned()),
+            Multiply::Sum32 if window < 1 => Err("a pair of products may exceed 16 bits".to_owned()),
+            Multiply::Sum16 if window < SHORTEST_WINDOW => Err(format!("sums may exceed 16 bits after {window} steps")),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Every legal tile with its blocking.
+fn tiles(geometry: &ConvGeometry, machine: Machine) -> Vec<WideSchedule> {
+    let mut all = Vec::new();
+    let Some(wide) = geometry.wide_machine(machine) else {
+        return all;
+    };
+    let vectors = geometry.channels / wide.lanes;
+    for multiply in Multiply::ALL {
+        for nr in 1..=MAX_NR.min(vectors) {
+            for mr in 1..=MAX_MR.min(geometry.pixels) {
+                let schedule = WideSchedule::with_tile(geometry, wide.lanes, multiply, mr, nr);
+                if schedule.legal(geometry, machine).is_ok() {
+                    all.push(schedule);
+                }
+            }
+        }
+    }
+    all
+}
+
+impl fmt::Display for WideSchedule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let WideSchedule { multiply, mr, nr, rows, blocks } = self;
+        write!(f, "wide mul={} mr={mr} nr={nr} rows={rows} blocks={blocks}", multiply.name())
+    }
+}
+
+impl FromStr for WideSchedule {
+    type Err = ();
+    fn from_str(text: &str) -> Result<WideSchedule, ()> {
+        let words: Vec<&str> = text.split(' ').collect();
+        let ["wide", multiply, mr, nr, rows, blocks] = words.as_slice() else {
+            return Err(());
+        };
+        let multiply = multiply.strip_prefix("mul=").ok_or(())?;
+        let multiply = Multiply::ALL.into_iter().find(|m| m.name() == multiply).ok_or(())?;
+        let number = crate::number;
+        Ok(WideSchedule {
+            multiply,
+            mr: number(mr, "mr")?,
+            nr: number(nr, "nr")?,
+            rows: number(rows, "rows")?,
+            blocks: number(blocks, "blocks")?,
+        })
+    }
+}
