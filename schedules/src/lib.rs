@@ -5,6 +5,7 @@
 //! ([`Schedule::legal`]), and its text form reads back.
 
 mod conv;
+pub mod winograd;
 
 use std::fmt;
 use std::str::FromStr;
