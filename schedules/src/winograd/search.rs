@@ -1,31 +1,36 @@
 //! Short programs for small integer matrices.
 //!
-//! Rows at points `p` and `-p` are the sum and difference of an even and an odd part; columns likewise.
-//! With and without these pairings, a greedy search builds the rest: it keeps the vectors that are
+//! Rows at points `p` and `-p` are the sum and difference of an even and an odd part; columns likewise,
+//! and both are taken apart first. A greedy search builds the rest: it keeps the vectors that are
 //! available (inputs first), an estimate of what each missing row would still cost, and adds the
-//! combination of two available vectors that lowers the total most. The cheapest of the results is
-//! taken. The search is deterministic.
+//! combination of two available vectors that lowers the total most. The search is deterministic.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::array;
+use std::collections::{BTreeSet, HashSet};
 
 use super::matrix::{Matrix, gcd};
 use super::program::{Op, Program};
+use super::transform::MAX_N;
 
 pub(super) const ADD: u32 = 4;
 pub(super) const MUL: u32 = 5;
 
-type Vector = Vec<i64>;
+/// Over the basis; entries beyond it are zero.
+type Vector = [i64; MAX_N];
 
 pub(super) fn program(matrix: &Matrix) -> Program {
-    let attempts = [(false, false), (false, true), (true, false), (true, true)];
-    let programs = attempts.map(|(pair_columns, pair_rows)| attempt(matrix, pair_columns, pair_rows));
-    let shortest = programs.into_iter().min_by_key(Program::cost);
-    shortest.unwrap_or_else(|| attempt(matrix, false, false))
+    let rows: Vec<Vector> = (0..matrix.rows()).map(|i| padded(matrix.row(i))).collect();
+    let pairs = (!column_pairs(&rows, matrix.cols()).is_empty(), !row_pairs(&rows).is_empty());
+    let shorter = |a: Program, b: Program| if b.cost() < a.cost() { b } else { a };
+    match pairs {
+        (true, true) => shorter(attempt(matrix, true, true), attempt(matrix, true, false)),
+        (columns, rows) => attempt(matrix, columns, rows),
+    }
 }
 
 fn attempt(matrix: &Matrix, pair_columns: bool, pair_rows: bool) -> Program {
     let inputs = matrix.cols();
-    let mut rows: Vec<Vector> = (0..matrix.rows()).map(|i| matrix.row(i).to_vec()).collect();
+    let mut rows: Vec<Vector> = (0..matrix.rows()).map(|i| padded(matrix.row(i))).collect();
     let mut ops = Vec::new();
     let mut basis: Vec<usize> = (0..inputs).collect();
     if pair_columns {
@@ -52,10 +57,13 @@ fn attempt(matrix: &Matrix, pair_columns: bool, pair_rows: bool) -> Program {
     Program { inputs, ops, outputs }
 }
 
+fn padded(row: &[i64]) -> Vector {
+    array::from_fn(|i| row.get(i).copied().unwrap_or(0))
+}
+
 /// Half the sum and half the difference.
-fn halves(a: &[i64], b: &[i64]) -> (Vector, Vector) {
-    let half = |f: fn(i64, i64) -> i64| a.iter().zip(b).map(|(&a, &b)| f(a, b) / 2).collect();
-    (half(|a, b| a + b), half(|a, b| a - b))
+fn halves(a: &Vector, b: &Vector) -> (Vector, Vector) {
+    (array::from_fn(|i| (a[i] + b[i]) / 2), array::from_fn(|i| (a[i] - b[i]) / 2))
 }
 
 /// Rows whose half sum and half difference share no input.
@@ -94,8 +102,8 @@ struct Search {
     ops: Vec<Op>,
     /// Vectors over the basis, and the values that hold them.
     available: Vec<(Vector, usize)>,
-    /// Contents of the available multiples of primitive vectors.
-    primitive: BTreeMap<Vector, BTreeSet<i64>>,
+    /// The available vectors as primitive ones and factors.
+    primitive: Vec<(Vector, i64)>,
     targets: Vec<Vector>,
     /// What each target is estimated to cost still.
     costs: Vec<u32>,
@@ -116,18 +124,16 @@ impl Search {
         let factors: BTreeSet<i64> = targets.iter().flatten().map(|v| v.abs()).filter(|&v| v != 0).collect();
         let costs = targets.iter().map(|t| direct_cost(t)).collect();
         let factors = factors.into_iter().chain([1, 2, 4]).collect::<BTreeSet<_>>().into_iter().collect();
-        let mut search =
-            Search { inputs, ops, available: Vec::new(), primitive: BTreeMap::new(), targets, costs, factors };
+        let mut search = Search { inputs, ops, available: Vec::new(), primitive: Vec::new(), targets, costs, factors };
         for (i, &value) in basis.iter().enumerate() {
-            let unit = (0..basis.len()).map(|j| i64::from(i == j)).collect();
+            let unit = array::from_fn(|j| i64::from(i == j));
             search.add(unit, value);
         }
         search
     }
 
     fn add(&mut self, vector: Vector, value: usize) {
-        let (primitive, content) = primitive(&vector);
-        self.primitive.entry(primitive).or_default().insert(content);
+        self.primitive.push(primitive(&vector));
         for i in 0..self.targets.len() {
             self.costs[i] = self.costs[i].min(self.cost_through(&self.targets[i], &vector));
         }
@@ -149,14 +155,14 @@ impl Search {
     fn best(&self) -> Option<Candidate> {
         let mut best: Option<(u32, Candidate)> = None;
         let missing: u32 = self.costs.iter().sum();
-        let mut seen = BTreeSet::new();
+        let mut seen = HashSet::new();
         self.candidates(&mut |candidate| {
             let vector = self.vector(candidate);
-            if !self.useful(&vector) || !seen.insert(vector.clone()) {
+            if !self.useful(&vector) || !seen.insert(vector) {
                 return;
             }
             let targets = self.targets.iter().zip(&self.costs);
-            let left: u32 = targets.map(|(t, &cost)| cost.min(self.cost_through(t, &vector))).sum();
+            let left: u32 = targets.map(|(t, &cost)| self.cost_with(t, cost, &vector)).sum();
             let total = left + candidate.cost();
             if left < missing && best.is_none_or(|(least, _)| total < least) {
                 best = Some((total, candidate));
@@ -181,18 +187,21 @@ impl Search {
         }
     }
 
-    /// Only vectors over inputs of one missing target, and not had already, can help.
-    fn useful(&self, vector: &[i64]) -> bool {
+    /// Only new vectors over inputs of one missing target can help. Of the multiples of a vector the
+    /// primitive one serves, unless another is a target.
+    fn useful(&self, vector: &Vector) -> bool {
         let within = |t: &Vector| t.iter().zip(vector).all(|(t, v)| *v == 0 || *t != 0);
-        let wanted = self.targets.iter().zip(&self.costs).any(|(t, &cost)| cost != 0 && within(t));
-        wanted && vector.iter().any(|&v| v != 0) && !self.available.iter().any(|(had, _)| had == vector)
+        let mut wanted = self.targets.iter().zip(&self.costs).filter(|&(t, &cost)| cost != 0 && within(t)).peekable();
+        wanted.peek().is_some()
+            && (primitive(vector).1 == 1 || wanted.any(|(t, _)| t == vector))
+            && !self.available.iter().any(|(had, _)| had == vector)
     }
 
     fn vector(&self, candidate: Candidate) -> Vector {
-        let v = self.available[candidate.v].0.iter().map(|v| v * candidate.factor);
+        let v = &self.available[candidate.v].0;
         match candidate.u {
-            Some((u, sign)) => self.available[u].0.iter().zip(v).map(|(u, v)| sign * u + v).collect(),
-            None => v.collect(),
+            Some((u, sign)) => array::from_fn(|i| sign * self.available[u].0[i] + candidate.factor * v[i]),
+            None => v.map(|v| v * candidate.factor),
         }
     }
 
@@ -235,7 +244,7 @@ impl Search {
         let Some(i) = self.costs.iter().position(|&c| c != 0) else {
             return;
         };
-        let target = self.targets[i].clone();
+        let target = self.targets[i];
         let mut sum: Option<usize> = None;
         for (v, &factor) in target.iter().enumerate().filter(|(_, f)| **f != 0) {
             let u = sum.map(|u| (u, 1));
@@ -251,35 +260,41 @@ impl Search {
         (self.ops, outputs)
     }
 
-    /// Estimate for `target` with one term `c * vector`, the rest term by term or available.
-    fn cost_through(&self, target: &[i64], vector: &[i64]) -> u32 {
+    /// Estimate for `target`, that costs `cost` so far, once `vector` is available.
+    fn cost_with(&self, target: &Vector, cost: u32, vector: &Vector) -> u32 {
         if target == vector {
             return 0;
         }
-        let ratios = target.iter().zip(vector).filter(|&(&t, &v)| v != 0 && t != 0 && t % v == 0).map(|(t, v)| t / v);
-        let mut least = u32::MAX;
-        let mut last = 0;
-        for c in ratios {
-            if c == last {
-                continue;
-            }
-            last = c;
-            let rest: Vector = target.iter().zip(vector).map(|(t, v)| t - c * v).collect();
-            let cost = factor_cost(c.abs());
-            least = least.min(if rest.iter().all(|&v| v == 0) {
-                cost.max(if c < 0 { ADD } else { 0 })
-            } else {
-                let negative = c < 0 && rest.iter().all(|&v| v <= 0);
-                cost + ADD + self.rest_cost(&rest) + if negative { ADD } else { 0 }
-            });
-        }
-        least
+        // One operation is the least, and terms that would have to be taken out again do not help.
+        let within = || target.iter().zip(vector).all(|(t, v)| *v == 0 || *t != 0);
+        if cost <= ADD || !within() { cost } else { cost.min(self.cost_through(target, vector)) }
     }
 
-    fn rest_cost(&self, rest: &[i64]) -> u32 {
+    /// Estimate for `target` with one term `c * vector`, the rest term by term or available.
+    fn cost_through(&self, target: &Vector, vector: &Vector) -> u32 {
+        if target == vector {
+            return 0;
+        }
+        let ratio = |i: usize| if vector[i] != 0 && target[i] % vector[i] == 0 { target[i] / vector[i] } else { 0 };
+        let ratios: Vector = array::from_fn(ratio);
+        let new = |i: &usize| ratios[*i] != 0 && !ratios[..*i].contains(&ratios[*i]);
+        let costs = (0..MAX_N).filter(new).map(|i| {
+            let c = ratios[i];
+            let rest: Vector = array::from_fn(|i| target[i] - c * vector[i]);
+            let cost = factor_cost(c.abs());
+            if rest == [0; MAX_N] {
+                return cost.max(if c < 0 { ADD } else { 0 });
+            }
+            let negative = c < 0 && rest.iter().all(|&v| v <= 0);
+            cost + ADD + self.rest_cost(&rest) + if negative { ADD } else { 0 }
+        });
+        costs.min().unwrap_or(u32::MAX)
+    }
+
+    fn rest_cost(&self, rest: &Vector) -> u32 {
         let (vector, content) = primitive(rest);
-        let multiples = self.primitive.get(&vector).into_iter().flatten();
-        let had = multiples.filter(|&c| content % c == 0).map(|c| factor_cost((content / c).abs())).min();
+        let multiples = self.primitive.iter().filter(|&&(had, factor)| content % factor == 0 && had == vector);
+        let had = multiples.map(|&(_, factor)| factor_cost((content / factor).abs())).min();
         had.unwrap_or(u32::MAX).min(term_cost(rest))
     }
 }
@@ -300,20 +315,21 @@ fn factor_cost(factor: i64) -> u32 {
 }
 
 /// Terms of one magnitude are added before they are multiplied.
-fn term_cost(vector: &[i64]) -> u32 {
-    let terms = vector.iter().filter(|&&v| v != 0).count() as u32;
-    let magnitudes: BTreeSet<i64> = vector.iter().map(|v| v.abs()).filter(|&v| v != 0).collect();
-    ADD * terms.saturating_sub(1) + magnitudes.into_iter().map(factor_cost).sum::<u32>()
+fn term_cost(vector: &Vector) -> u32 {
+    let magnitudes = vector.map(i64::abs);
+    let terms = magnitudes.iter().filter(|&&v| v != 0).count() as u32;
+    let distinct = (0..MAX_N).filter(|&i| magnitudes[i] != 0 && !magnitudes[..i].contains(&magnitudes[i]));
+    ADD * terms.saturating_sub(1) + distinct.map(|i| factor_cost(magnitudes[i])).sum::<u32>()
 }
 
-fn direct_cost(vector: &[i64]) -> u32 {
+fn direct_cost(vector: &Vector) -> u32 {
     term_cost(vector) + if vector.iter().any(|&v| v > 0) { 0 } else { ADD }
 }
 
 /// The primitive vector whose first entry is positive, and the factor.
-fn primitive(vector: &[i64]) -> (Vector, i64) {
+fn primitive(vector: &Vector) -> (Vector, i64) {
     let content = vector.iter().fold(0, |acc, &v| gcd(acc, v)).max(1);
     let negative = vector.iter().find(|&&v| v != 0).is_some_and(|&v| v < 0);
     let content = if negative { -content } else { content };
-    (vector.iter().map(|v| v / content).collect(), content)
+    (vector.map(|v| v / content), content)
 }

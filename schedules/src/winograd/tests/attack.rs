@@ -5,7 +5,7 @@ use hawqc_ir::Range;
 use proptest::prelude::*;
 
 use super::super::*;
-use super::{kernels, member};
+use super::{cached_members, kernels, member, programs};
 
 /// The inputs of one tile, `[c][height][width]`.
 pub struct Image {
@@ -76,7 +76,7 @@ fn run(proof: &Proof, layer: &Layer, image: &Image) -> Vec<Vec<i32>> {
         let u = t.transform_weights(&part.weights(member.kernel, layer.weights, k, c), k, c);
         let bias = if i == 0 { layer.bias } else { None };
         let starts = bounds.starts(part, &u, k, bias).unwrap();
-        let programs = [&t.rows, &t.cols].map(|t| (t.input_program(), t.output_program()));
+        let programs = [&t.rows, &t.cols].map(programs);
         let lanes: Vec<Vec<i64>> = (0..c)
             .map(|ci| {
                 let v = two_passes(&programs[0].0, &programs[1].0, &image.tile(member, part, ci), member.lane.bits());
@@ -178,7 +178,7 @@ fn attacks() -> impl Strategy<Value = Attack> {
     let bias = proptest::option::of(proptest::collection::vec(-100_000i64..=100_000, 3));
     (who, bits, size, values, bias).prop_map(
         |((kernel, pick), (xb, wb, signed, less), (k, c), (noise, kind, up), bias)| {
-            let all = members(kernel);
+            let all = cached_members(kernel);
             let member = all[pick[0].index(all.len())].clone();
             let parts = member.parts();
             let part = pick[1].index(parts.len());
@@ -203,7 +203,7 @@ fn attacks() -> impl Strategy<Value = Attack> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 1500, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
 
     /// What is declared legal survives inputs driven to the ends of a position's range, with every
     /// channel pushing its accumulator the same way, and inputs at random.
@@ -356,9 +356,9 @@ fn legal_members_for_worst_weights() {
             );
         }
     }
-    for (m, r) in super::sizes() {
+    for (m, r) in super::served() {
         let t = Transform1d::best(m, r).unwrap();
-        let (bt, at) = (t.input_program(), t.output_program());
+        let (bt, at) = programs(&t);
         println!(
             "F({m},{r}) bt {} at {} ops; growth {} {}; D {}",
             bt.ops.len(),
