@@ -6,6 +6,7 @@
 
 mod conv;
 mod wide;
+pub mod winograd;
 
 use std::fmt;
 use std::str::FromStr;

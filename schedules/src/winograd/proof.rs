@@ -1,0 +1,302 @@
+//! Whether a member gives every bit of a layer.
+//!
+//! In: the layer's actual weights and the range of its inputs, the padding value included. Bounds are
+//! exact where that is possible: a transformed input is a sum of independent inputs, so both ends of its
+//! bound are attained; transformed weights are known; a result is bounded per output channel by the signs
+//! of its weights, and both ends are attained.
+
+use std::fmt;
+
+use hawqc_ir::Range;
+use thiserror::Error;
+
+use super::member::{Kernel, Lane, Member, Part};
+use super::nested::Winograd2d;
+
+/// What a proof needs to know of a layer.
+#[derive(Clone, Copy, Debug)]
+pub struct Layer<'a> {
+    /// `[k][kh][kw][c]`, of a grouped convolution `c` per group.
+    pub weights: &'a [i64],
+    pub shape: [usize; 4],
+    /// Range of the inputs, the padding value included.
+    pub src: Range,
+    /// Per output channel; what joins the sums before the division. `None` where it is added later.
+    pub bias: Option<&'a [i64]>,
+}
+
+/// That a member gives every bit of a layer, and with what.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Proof {
+    pub member: Member,
+    /// As [`Member::parts`].
+    pub parts: Vec<PartProof>,
+    /// Results, bias included where the layer has one.
+    pub result: Range,
+}
+
+/// The lanes of a part.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PartProof {
+    /// Transformed weights of every position.
+    pub weights: Range,
+    /// What a lane holds, per position: transformed inputs plus the offset.
+    pub inputs: Vec<Range>,
+    /// Per position, what is added to transformed inputs; the same everywhere where that is possible.
+    pub offsets: Vec<i64>,
+    /// How many sums of two products of 8-bit lanes (as `vpmaddubsw` forms them), of any channels in any
+    /// order, stay within 16 bits: 0 where not even one does, half the channels where all do.
+    pub pair_steps: usize,
+}
+
+/// Why a member may not be used for a layer.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum Refusal {
+    #[error(
+        "{member} refused: the layer has {found}; it needs weights of {}x{} taps, one bias per output channel, \
+         16-bit inputs and weights, 32-bit biases",
+        taps[0], taps[1]
+    )]
+    Layer { member: String, taps: [usize; 2], found: String },
+    #[error("{member} refused: transformed weights in {}, a lane holds {}; {}", Show(*found), Show(*lane), ADVICE)]
+    Weights { member: String, found: Range, lane: Range },
+    #[error(
+        "{member} refused: inputs at position {},{} in {}, wider than the {width} values a lane holds; {}",
+        position.0, position.1, Show(*found), ADVICE
+    )]
+    Inputs { member: String, position: (usize, usize), found: Range, width: i64 },
+    #[error(
+        "{member} refused: results in {}, times 2^{shift} beyond 32 bits; use a smaller tile or fewer bits",
+        Show(*found)
+    )]
+    Result { member: String, found: Range, shift: u32 },
+}
+
+const ADVICE: &str = "use wider lanes, a smaller tile or fewer bits";
+const I16: Range = Range { lo: -(1 << 15), hi: (1 << 15) - 1 };
+const I32: Range = Range { lo: -(1 << 31), hi: (1 << 31) - 1 };
+
+impl Lane {
+    fn weights(self) -> Range {
+        match self {
+            Lane::I8 => Range { lo: -128, hi: 127 },
+            Lane::I16 => I16,
+        }
+    }
+
+    fn inputs(self) -> Range {
+        match self {
+            Lane::I8 => Range { lo: 0, hi: 255 },
+            Lane::I16 => I16,
+        }
+    }
+}
+
+/// Proves that `member` gives every bit of `layer`, or says what does not fit.
+pub fn prove(member: &Member, layer: &Layer) -> Result<Proof, Refusal> {
+    check(member, layer)?;
+    let parts = member.parts();
+    let proofs = parts.iter().map(|part| prove_part(member, part, layer)).collect::<Result<_, _>>()?;
+    let result = result_range(layer);
+    let shift = parts.first().map_or(0, |part| part.transform.divisor().shift);
+    if !I32.contains(result) || !I32.contains(Range::new(result.lo << shift, result.hi << shift)) {
+        return Err(Refusal::Result { member: member.to_string(), found: result, shift });
+    }
+    Ok(Proof { member: member.clone(), parts: proofs, result })
+}
+
+/// That the layer is one the bounds can be computed for without overflow.
+fn check(member: &Member, layer: &Layer) -> Result<(), Refusal> {
+    let [k, kh, kw, c] = layer.shape;
+    let refuse = |found: String| {
+        let taps = member.kernel.taps;
+        Err(Refusal::Layer { member: member.to_string(), taps, found })
+    };
+    if [kh, kw] != member.kernel.taps || layer.weights.len() != k * kh * kw * c || layer.weights.is_empty() {
+        return refuse(format!("{} weights of shape {:?}", layer.weights.len(), layer.shape));
+    }
+    if !I16.contains(layer.src) || !layer.weights.iter().all(|&w| within(w, I16)) {
+        return refuse(format!("inputs in {} and weights in {}", Show(layer.src), Show(range(layer.weights))));
+    }
+    match layer.bias {
+        Some(bias) if bias.len() != k => refuse(format!("{} biases", bias.len())),
+        Some(bias) if !bias.iter().all(|&b| within(b, I32)) => refuse(format!("biases in {}", Show(range(bias)))),
+        _ => Ok(()),
+    }
+}
+
+fn within(v: i64, range: Range) -> bool {
+    range.contains(Range { lo: v, hi: v })
+}
+
+/// From the least to the greatest; zero for none.
+fn range(values: &[i64]) -> Range {
+    let lo = values.iter().copied().min().unwrap_or(0);
+    Range { lo, hi: values.iter().copied().max().unwrap_or(0) }
+}
+
+fn prove_part(member: &Member, part: &Part, layer: &Layer) -> Result<PartProof, Refusal> {
+    let transform = &part.transform;
+    let raw: Vec<Range> = (0..transform.positions()).map(|p| input_range(transform, p, layer.src)).collect();
+    let lane = member.lane.inputs();
+    let offsets = offsets(&raw, lane).map_err(|p| Refusal::Inputs {
+        member: member.to_string(),
+        position: (p / transform.cols.n, p % transform.cols.n),
+        found: raw[p],
+        width: lane.hi - lane.lo + 1,
+    })?;
+    let inputs: Vec<Range> = raw.iter().zip(&offsets).map(|(r, o)| Range::new(r.lo + o, r.hi + o)).collect();
+    let [k, _, _, c] = layer.shape;
+    let taps = part.weights(member.kernel, layer.weights, k, c);
+    let weights = Weights::of(transform, &taps, [k, c], &inputs);
+    let lane = member.lane.weights();
+    if !lane.contains(weights.range) {
+        return Err(Refusal::Weights { member: member.to_string(), found: weights.range, lane });
+    }
+    let pair_steps = if member.lane == Lane::I8 { weights.pair_steps } else { 0 };
+    Ok(PartProof { weights: weights.range, inputs, offsets, pair_steps })
+}
+
+/// All values of a position's transformed input.
+fn input_range(transform: &Winograd2d, position: usize, src: Range) -> Range {
+    let (positive, negative) = transform.input_coefficients(position);
+    Range::new(positive * src.lo + negative * src.hi, positive * src.hi + negative * src.lo)
+}
+
+/// What brings every position into the lane: nothing, or one offset (a power of two if one will do), or
+/// one per position; the position that no offset brings in.
+fn offsets(raw: &[Range], lane: Range) -> Result<Vec<i64>, usize> {
+    let all = raw.iter().copied().reduce(Range::union).unwrap_or(lane);
+    let fits = |r: Range, offset: i64| lane.contains(Range { lo: r.lo + offset, hi: r.hi + offset });
+    let least = lane.lo - all.lo;
+    let power = (0..17).map(|k| 1i64 << k).find(|&power| power >= least && fits(all, power));
+    if let Some(offset) = [0].into_iter().chain(power).chain([least]).find(|&offset| fits(all, offset)) {
+        return Ok(vec![offset; raw.len()]);
+    }
+    let own = |(p, r): (usize, &Range)| [0, lane.lo - r.lo].into_iter().find(|&offset| fits(*r, offset)).ok_or(p);
+    raw.iter().enumerate().map(own).collect()
+}
+
+/// Transformed weights of a part.
+struct Weights {
+    range: Range,
+    pair_steps: usize,
+}
+
+impl Weights {
+    /// `taps` are `[k][rows.r][cols.r][c]`.
+    fn of(transform: &Winograd2d, taps: &[i64], [k, c]: [usize; 2], inputs: &[Range]) -> Weights {
+        let per_channel = taps.len() / k;
+        let mut all: Option<Range> = None;
+        let mut pair_steps = c.div_ceil(2);
+        for taps in taps.chunks_exact(per_channel) {
+            let transformed = transform.transform_weights(taps, 1, c);
+            let own = range(&transformed);
+            all = Some(all.map_or(own, |r| r.union(own)));
+            for (weights, input) in transformed.chunks_exact(c).zip(inputs) {
+                pair_steps = pair_steps.min(steps_within_16_bits(weights, *input));
+            }
+        }
+        Weights { range: all.unwrap_or(Range { lo: 0, hi: 0 }), pair_steps }
+    }
+}
+
+/// The most pairs of `weights`, whichever they are, whose products with inputs up to `input.hi` stay in
+/// 16 bits. Inputs are not negative.
+fn steps_within_16_bits(weights: &[i64], input: Range) -> usize {
+    let steps = |sign: i64, limit: i64| {
+        let mut largest: Vec<i64> = weights.iter().map(|w| w * sign).filter(|&w| w > 0).collect();
+        largest.sort_unstable_by(|a, b| b.cmp(a));
+        let sums = largest.iter().scan(0, |sum, w| {
+            *sum += w * input.hi;
+            Some(*sum)
+        });
+        let fitting = sums.take_while(|&sum| sum <= limit).count();
+        if fitting == largest.len() { weights.len().div_ceil(2) } else { fitting / 2 }
+    };
+    steps(1, I16.hi).min(steps(-1, -I16.lo))
+}
+
+/// All values of the layer's results.
+fn result_range(layer: &Layer) -> Range {
+    let per_channel = layer.weights.len() / layer.shape[0];
+    let channels = layer.weights.chunks_exact(per_channel).enumerate().map(|(k, weights)| {
+        let start = layer.bias.map_or(0, |bias| bias[k]);
+        weights.iter().fold(Range { lo: start, hi: start }, |sum, &w| {
+            let ends = [w * layer.src.lo, w * layer.src.hi];
+            Range { lo: sum.lo + ends[0].min(ends[1]), hi: sum.hi + ends[0].max(ends[1]) }
+        })
+    });
+    channels.reduce(Range::union).unwrap_or(Range { lo: 0, hi: 0 })
+}
+
+impl PartProof {
+    /// Whether transformed inputs fit signed lanes of 8 bits without the offset, as `sdot` wants them.
+    pub fn signed_inputs(&self) -> bool {
+        let lane = Lane::I8.weights();
+        let raw = self.inputs.iter().zip(&self.offsets).map(|(r, o)| Range { lo: r.lo - o, hi: r.hi - o });
+        raw.into_iter().all(|r| lane.contains(r))
+    }
+
+    /// Where the part's sums start, `[positions][k]` modulo 2^32, given its transformed weights
+    /// `[positions][k][c]`: what takes the offsets out again, and the bias where this part adds it.
+    /// `None` where the transform has no place for a bias.
+    pub fn starts(&self, part: &Part, transformed: &[i64], k: usize, bias: Option<&[i64]>) -> Option<Vec<i32>> {
+        let positions = self.offsets.len();
+        let c = transformed.len() / (positions * k);
+        let ones = if bias.is_some() { part.transform.ones()? } else { vec![0; positions] };
+        let start = |i: usize| {
+            let (p, ki) = (i / k, i % k);
+            let weights: i64 = transformed[i * c..][..c].iter().sum();
+            let bias = bias.map_or(0, |bias| bias[ki].wrapping_mul(ones[p]));
+            bias.wrapping_sub(self.offsets[p].wrapping_mul(weights)) as i32
+        };
+        Some((0..positions * k).map(start).collect())
+    }
+}
+
+impl Proof {
+    /// The fewest of any part.
+    pub fn pair_steps(&self) -> usize {
+        self.parts.iter().map(|part| part.pair_steps).min().unwrap_or(0)
+    }
+
+    /// Taps of the kernel it is for.
+    pub fn kernel(&self) -> Kernel {
+        self.member.kernel
+    }
+}
+
+/// A range as `[lo, hi]`.
+struct Show(Range);
+
+impl fmt::Display for Show {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "[{}, {}]", self.0.lo, self.0.hi)
+    }
+}
+
+/// `F(2x2,3x3)/i8 legal: transformed weights in [-61, 58], inputs in [2, 92] with 32 added, results in
+/// [-4000, 5000] times 4, 16-bit sums of 3 pairs`.
+impl fmt::Display for Proof {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let zero = Range { lo: 0, hi: 0 };
+        let weights = self.parts.iter().map(|part| part.weights).reduce(Range::union).unwrap_or(zero);
+        let inputs = self.parts.iter().flat_map(|part| &part.inputs).copied().reduce(Range::union).unwrap_or(zero);
+        write!(f, "{} legal: transformed weights in {}, inputs in {}", self.member, Show(weights), Show(inputs))?;
+        let offsets: Vec<i64> = self.parts.iter().flat_map(|part| &part.offsets).copied().collect();
+        let added = range(&offsets);
+        match (added.lo, added.hi) {
+            (0, 0) => {}
+            (lo, hi) if lo == hi => write!(f, " with {lo} added")?,
+            _ => write!(f, " with {} added by position", Show(added))?,
+        }
+        let divisor = self.member.parts().first().map_or(1, |part| part.transform.divisor().value);
+        write!(f, ", results in {} times {divisor}", Show(self.result))?;
+        match (self.member.lane, self.pair_steps()) {
+            (Lane::I16, _) => Ok(()),
+            (Lane::I8, 0) => f.write_str(", no 16-bit sums of pairs"),
+            (Lane::I8, steps) => write!(f, ", 16-bit sums of {steps} pairs"),
+        }
+    }
+}

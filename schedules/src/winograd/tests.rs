@@ -1,0 +1,241 @@
+use std::sync::{LazyLock, Mutex};
+
+use proptest::prelude::*;
+
+use super::*;
+
+mod attack;
+
+fn conv1d(w: &[i64], x: &[i64], m: usize) -> Vec<i64> {
+    (0..m).map(|i| w.iter().zip(&x[i..]).map(|(w, x)| w * x).sum()).collect()
+}
+
+/// Every pair of outputs and taps that `best` serves.
+fn sizes() -> impl Iterator<Item = (usize, usize)> {
+    (1..=MAX_N).flat_map(|m| (1..=MAX_N + 1 - m).map(move |r| (m, r)))
+}
+
+/// Those of the family's members: seven points, one of them without its opposite, take the search long.
+fn served() -> impl Iterator<Item = (usize, usize)> {
+    sizes().filter(|&(m, r)| m + r - 1 != 7 || m == 1 || r == 1)
+}
+
+fn kernels() -> Vec<Kernel> {
+    let taps = [[3, 3], [1, 3], [3, 1], [1, 7], [7, 1], [5, 5], [2, 2], [1, 5]];
+    let unit = taps.map(|taps| Kernel { taps, stride: [1, 1] });
+    let strided = [([3, 3], [2, 2]), ([3, 3], [1, 2]), ([1, 3], [1, 2])];
+    unit.into_iter().chain(strided.map(|(taps, stride)| Kernel { taps, stride })).collect()
+}
+
+/// The members of a kernel and their programs take longer to find than a case takes to run.
+fn cached_members(kernel: Kernel) -> &'static [Member] {
+    static ALL: LazyLock<Vec<(Kernel, Vec<Member>)>> =
+        LazyLock::new(|| kernels().into_iter().map(|kernel| (kernel, members(kernel))).collect());
+    ALL.iter().find(|entry| entry.0 == kernel).map_or(&[], |entry| &entry.1)
+}
+
+/// Programs of the transforms of inputs and of outputs.
+fn programs(t: &Transform1d) -> (Program, Program) {
+    static ALL: Mutex<Vec<(Transform1d, (Program, Program))>> = Mutex::new(Vec::new());
+    let mut all = ALL.lock().unwrap();
+    if let Some(entry) = all.iter().find(|entry| entry.0 == *t) {
+        return entry.1.clone();
+    }
+    all.push((t.clone(), (t.input_program(), t.output_program())));
+    all[all.len() - 1].1.clone()
+}
+
+fn member(name: &str, taps: [usize; 2], stride: [usize; 2]) -> Member {
+    Member::find(Kernel { taps, stride }, name).unwrap_or_else(|| panic!("{name}"))
+}
+
+/// A 1-D transform is a linear identity in `w` and `x`: unit vectors decide it for all values.
+#[test]
+fn transforms_equal_convolution_for_all_unit_vectors() {
+    for (m, r) in sizes() {
+        let t = Transform1d::best(m, r).unwrap();
+        let ones = t.ones().unwrap();
+        let divisor = i64::try_from(t.divisor).unwrap();
+        assert_eq!(t.at.apply(&ones), vec![divisor; m], "F({m},{r})");
+        for (k, j) in (0..r).flat_map(|k| (0..t.n).map(move |j| (k, j))) {
+            let unit = |len: usize, at: usize| (0..len).map(|i| i64::from(i == at)).collect::<Vec<_>>();
+            let (w, x) = (unit(r, k), unit(t.n, j));
+            let products: Vec<i64> = t.g.apply(&w).iter().zip(t.bt.apply(&x)).map(|(a, b)| a * b).collect();
+            let expected: Vec<i64> = conv1d(&w, &x, m).iter().map(|y| y * divisor).collect();
+            assert_eq!(t.at.apply(&products), expected, "F({m},{r})");
+        }
+    }
+}
+
+#[test]
+fn known_transforms_come_out() {
+    let rows = |m: &Matrix| (0..m.rows()).map(|i| m.row(i).to_vec()).collect::<Vec<_>>();
+    let t = Transform1d::best(2, 3).unwrap();
+    assert_eq!(rows(&t.bt), [[1, 0, -1, 0], [0, 1, 1, 0], [0, 1, -1, 0], [0, 1, 0, -1]]);
+    assert_eq!(rows(&t.at), [[1, 1, 1, 0], [0, 1, -1, 1]]);
+    assert_eq!((t.divisor, t.g.growth()), (2, 3));
+    let t = Transform1d::best(4, 3).unwrap();
+    assert_eq!((t.divisor, t.bt.growth(), t.g.growth()), (24, 10, 7));
+    let d = Winograd2d { rows: t.clone(), cols: t }.divisor();
+    assert_eq!((d.value, d.shift, d.odd), (576, 6, 9));
+    assert_eq!(d.inverse.wrapping_mul(9), 1);
+}
+
+#[test]
+fn what_is_no_transform_is_refused() {
+    assert_eq!(Transform1d::best(8, 2), None);
+    assert_eq!(Transform1d::best(0, 3), None);
+    assert_eq!(Transform1d::derive(2, 3, &POINTS[..3]), None);
+    let twice = [POINTS[0], POINTS[1], POINTS[1], POINTS[7]];
+    assert_eq!(Transform1d::derive(2, 3, &twice), None);
+    assert_eq!(Point::new(0, 0), None);
+    assert_eq!(Point::new(2, -4), Point::new(-1, 2));
+    assert_eq!(Point::new(-3, 0), Some(POINTS[7]));
+    let three = Kernel { taps: [3, 3], stride: [1, 1] };
+    assert_eq!(Member::new(three, [2, 2], [&[2, 2], &[]], Lane::I8), None);
+    assert!(members(Kernel { taps: [1, 1], stride: [1, 1] }).is_empty());
+}
+
+/// Equal to the matrices for all inputs, being linear: unit vectors decide it. And not long.
+#[test]
+fn programs_equal_matrices_and_are_short() {
+    let mut lengths = Vec::new();
+    for (m, r) in served() {
+        let t = Transform1d::best(m, r).unwrap();
+        let (input, output) = programs(&t);
+        for (matrix, program) in [(&t.bt, &input), (&t.at, &output)] {
+            for j in 0..matrix.cols() {
+                let unit: Vec<i64> = (0..matrix.cols()).map(|i| i64::from(i == j)).collect();
+                assert_eq!(program.eval(&unit, 64), matrix.apply(&unit), "F({m},{r}) {matrix:?} {program:?}");
+            }
+            let defined = |op: &Op, i: usize| match *op {
+                Op::Add(a, b) | Op::Sub(a, b) => a.max(b) < program.inputs + i,
+                Op::Shl(a, _) | Op::Mul(a, _) | Op::Neg(a) => a < program.inputs + i,
+            };
+            assert!(program.ops.iter().enumerate().all(|(i, op)| defined(op, i)));
+        }
+        lengths.push(((m, r), input.ops.len(), output.ops.len()));
+    }
+    for ((m, r), bt, at) in [((2, 3), 4, 4), ((4, 3), 17, 17), ((6, 3), 40, 39)] {
+        let found = lengths.iter().find(|l| l.0 == (m, r)).unwrap();
+        assert!(found.1 <= bt && found.2 <= at, "F({m},{r}): {found:?}");
+    }
+}
+
+#[test]
+fn names_are_unique_and_find_their_member() {
+    for kernel in kernels() {
+        let all = members(kernel);
+        assert!(!all.is_empty(), "{kernel:?}");
+        for (i, member) in all.iter().enumerate() {
+            assert_eq!(Member::find(kernel, &member.to_string()).as_ref(), Some(member));
+            assert!(!all[..i].contains(member), "{member} twice");
+            assert!(member.multiplications() < member.direct_multiplications());
+            let parts = member.parts();
+            assert!(parts.iter().all(|part| part.transform.divisor() == parts[0].transform.divisor()));
+            assert!(parts[0].transform.ones().is_some());
+        }
+    }
+    let strided = member("F(2x2,3x3:2x2)/i8", [3, 3], [2, 2]);
+    let taps: Vec<_> = strided.parts().iter().map(|p| (p.first, [p.transform.rows.r, p.transform.cols.r])).collect();
+    assert_eq!(taps, [([0, 0], [2, 2]), ([0, 1], [2, 1]), ([1, 0], [1, 2]), ([1, 1], [1, 1])]);
+    assert_eq!((strided.multiplications(), strided.direct_multiplications()), (25, 36));
+    member("F(1x2,1x(3+3+1))/i8", [1, 7], [1, 1]);
+}
+
+#[test]
+fn a_proof_prints_what_it_found() {
+    let weights: Vec<i64> = (0..9 * 8).map(|i| (i * 5 + i / 8) % 15 - 7).collect();
+    let src = hawqc_ir::Range::new(0, 15);
+    let layer = Layer { weights: &weights, shape: [1, 3, 3, 8], src, bias: None };
+    let proof = prove(&member("F(2x2,3x3)/i8", [3, 3], [1, 1]), &layer).unwrap();
+    let text = proof.to_string();
+    assert!(text.starts_with("F(2x2,3x3)/i8 legal: transformed weights in ["), "{text}");
+    assert!(text.contains("inputs in [2, 92] with 32 added"), "{text}");
+    let refusal = prove(&member("F(4x4,3x3)/i8", [3, 3], [1, 1]), &layer).unwrap_err().to_string();
+    assert_eq!(
+        refusal,
+        "F(4x4,3x3)/i8 refused: inputs at position 0,0 in [-750, 750], wider than the 256 values a lane holds; \
+         use wider lanes, a smaller tile or fewer bits"
+    );
+    let wrong = Layer { shape: [1, 3, 3, 9], ..layer };
+    let refusal = prove(&proof.member, &wrong).unwrap_err().to_string();
+    assert!(refusal.contains("72 weights of shape [1, 3, 3, 9]"), "{refusal}");
+}
+
+proptest! {
+    #[test]
+    fn any_points_give_a_transform(
+        raw in proptest::collection::vec((-4i64..=4, 0i64..=4), 2..=7),
+        m in 1usize..=7,
+        w in proptest::collection::vec(-99i64..=99, 8),
+        x in proptest::collection::vec(-99i64..=99, 8),
+    ) {
+        let mut points: Vec<Point> = Vec::new();
+        for point in raw.iter().filter_map(|&(a, b)| Point::new(a, b)) {
+            if !points.contains(&point) {
+                points.push(point);
+            }
+        }
+        prop_assume!(m <= points.len());
+        let r = points.len() + 1 - m;
+        // Points far apart may need a divisor beyond 64 bits.
+        let Some(t) = Transform1d::derive(m, r, &points) else { return Ok(()) };
+        let wide = |v: &Matrix, x: &[i64], i: usize| -> i128 {
+            v.row(i).iter().zip(x).map(|(&a, &b)| i128::from(a) * i128::from(b)).sum()
+        };
+        let products: Vec<i128> = (0..t.n).map(|i| wide(&t.g, &w[..r], i) * wide(&t.bt, &x[..t.n], i)).collect();
+        for (k, y) in conv1d(&w[..r], &x[..t.n], m).into_iter().enumerate() {
+            let sum: i128 = t.at.row(k).iter().zip(&products).map(|(&a, &p)| i128::from(a) * p).sum();
+            prop_assert_eq!(sum, i128::from(y) * i128::from(t.divisor));
+        }
+    }
+
+    #[test]
+    fn programs_may_wrap(
+        size in proptest::sample::select(served().collect::<Vec<_>>()),
+        x in proptest::collection::vec(any::<i64>(), 8),
+        bits in proptest::sample::select(vec![8u32, 16, 32]),
+    ) {
+        let t = Transform1d::best(size.0, size.1).unwrap();
+        let narrow = programs(&t).0.eval(&x[..t.n], bits);
+        for (i, value) in narrow.into_iter().enumerate() {
+            let exact: i128 = t.bt.row(i).iter().zip(&x).map(|(&a, &b)| i128::from(a) * i128::from(b)).sum();
+            prop_assert_eq!((exact - i128::from(value)) % (1 << bits), 0);
+        }
+    }
+
+    #[test]
+    fn division_is_exact(value in 1u64..1 << 40, y in any::<i32>()) {
+        let d = Divisor::of(value);
+        prop_assert_eq!(d.odd << d.shift, value);
+        prop_assume!(d.shift < 32);
+        let y = y >> d.shift;
+        let scaled = (i128::from(y) * i128::from(value)) as i32;
+        prop_assert_eq!(d.divide(scaled), y);
+    }
+
+    #[test]
+    fn nested_transforms_equal_direct_convolution(
+        kernel in proptest::sample::select(kernels()),
+        choice in any::<proptest::sample::Index>(),
+        w in proptest::collection::vec(-128i64..=127, 49),
+        x in proptest::collection::vec(-255i64..=255, 400),
+    ) {
+        let all = cached_members(kernel);
+        let member = &all[choice.index(all.len())];
+        let image = attack::Image::new(member, 1, |i| x[i % x.len()]);
+        let w = &w[..kernel.taps.iter().product()];
+        let [mh, mw] = member.outputs();
+        let mut sum = vec![0; mh * mw];
+        for part in member.parts() {
+            let tile = image.tile(member, &part, 0);
+            let u = part.transform.transform_weights(&part.weights(kernel, w, 1, 1), 1, 1);
+            let v = part.transform.transform_input(&tile);
+            let products: Vec<i64> = u.iter().zip(v).map(|(u, v)| u * v).collect();
+            let y = part.transform.transform_output(&products).unwrap();
+            sum.iter_mut().zip(y).for_each(|(sum, y)| *sum += y);
+        }
+        prop_assert_eq!(sum, image.convolve(member, w, 1, None));
+    }
+}

@@ -1,0 +1,371 @@
+//! Attacks on the proof: weights and inputs chosen to leave lanes and accumulators, run as a machine
+//! runs them, every intermediate wrapping.
+
+use hawqc_ir::Range;
+use proptest::prelude::*;
+
+use super::super::*;
+use super::{cached_members, kernels, member, programs};
+
+/// The inputs of one tile, `[c][height][width]`.
+pub struct Image {
+    size: [usize; 2],
+    data: Vec<i64>,
+}
+
+impl Image {
+    pub fn new(member: &Member, c: usize, value: impl Fn(usize) -> i64) -> Image {
+        let Kernel { taps, stride } = member.kernel;
+        let size = [0, 1].map(|d| stride[d] * (member.outputs()[d] - 1) + taps[d]);
+        Image { size, data: (0..c * size[0] * size[1]).map(value).collect() }
+    }
+
+    fn at(&mut self, c: usize, y: usize, x: usize) -> &mut i64 {
+        &mut self.data[(c * self.size[0] + y) * self.size[1] + x]
+    }
+
+    /// Where a part's input `(a, b)` is in the image.
+    fn place(member: &Member, part: &Part, a: usize, b: usize) -> (usize, usize) {
+        let stride = member.kernel.stride;
+        (stride[0] * a + part.first[0], stride[1] * b + part.first[1])
+    }
+
+    /// A channel's inputs of a part.
+    pub fn tile(&self, member: &Member, part: &Part, c: usize) -> Vec<i64> {
+        let n = [part.transform.rows.n, part.transform.cols.n];
+        let places = (0..n[0] * n[1]).map(|i| Image::place(member, part, i / n[1], i % n[1]));
+        places.map(|(y, x)| self.data[(c * self.size[0] + y) * self.size[1] + x]).collect()
+    }
+
+    /// One output channel by definition; weights `[kh][kw][c]`.
+    pub fn convolve(&self, member: &Member, weights: &[i64], c: usize, bias: Option<i64>) -> Vec<i64> {
+        let ([mh, mw], [_, kw]) = (member.outputs(), member.kernel.taps);
+        let stride = member.kernel.stride;
+        let output = |i: usize| {
+            let (oy, ox) = (stride[0] * (i / mw), stride[1] * (i % mw));
+            let value = |(j, w): (usize, &i64)| {
+                let (tap, ci) = (j / c, j % c);
+                w * self.data[(ci * self.size[0] + oy + tap / kw) * self.size[1] + ox + tap % kw]
+            };
+            bias.unwrap_or(0) + weights.iter().enumerate().map(value).sum::<i64>()
+        };
+        (0..mh * mw).map(output).collect()
+    }
+}
+
+/// The transform in two passes of a program, in wrapping lanes.
+fn two_passes(rows: &Program, cols: &Program, x: &[i64], bits: u32) -> Vec<i64> {
+    let (n_rows, n_cols) = (rows.inputs, cols.inputs);
+    let half: Vec<Vec<i64>> = (0..n_rows).map(|i| cols.eval(&x[i * n_cols..][..n_cols], bits)).collect();
+    let columns: Vec<Vec<i64>> =
+        (0..cols.outputs.len()).map(|j| rows.eval(&half.iter().map(|row| row[j]).collect::<Vec<_>>(), bits)).collect();
+    (0..rows.outputs.len()).flat_map(|i| columns.iter().map(move |column| column[i])).collect()
+}
+
+/// The member on a tile as a machine runs it, `[k][outputs]`: lanes of 8 or 16 bits, accumulators and
+/// output transform of 32 bits, everything wrapping. 8-bit sums of pairs go through 16 saturating bits
+/// where the proof allows any.
+fn run(proof: &Proof, layer: &Layer, image: &Image) -> Vec<Vec<i32>> {
+    let member = &proof.member;
+    let [k, _, _, c] = layer.shape;
+    let [mh, mw] = member.outputs();
+    let mut scaled = vec![vec![0i32; mh * mw]; k];
+    let parts = member.parts();
+    for (i, (part, bounds)) in parts.iter().zip(&proof.parts).enumerate() {
+        let t = &part.transform;
+        let u = t.transform_weights(&part.weights(member.kernel, layer.weights, k, c), k, c);
+        let bias = if i == 0 { layer.bias } else { None };
+        let starts = bounds.starts(part, &u, k, bias).unwrap();
+        let programs = [&t.rows, &t.cols].map(programs);
+        let lanes: Vec<Vec<i64>> = (0..c)
+            .map(|ci| {
+                let v = two_passes(&programs[0].0, &programs[1].0, &image.tile(member, part, ci), member.lane.bits());
+                v.iter().zip(&bounds.offsets).map(|(v, offset)| lane(v + offset, member.lane)).collect()
+            })
+            .collect();
+        for ki in 0..k {
+            let sums: Vec<i64> = (0..t.positions())
+                .map(|p| {
+                    let u = &u[(p * k + ki) * c..][..c];
+                    let v: Vec<i64> = lanes.iter().map(|lane| lane[p]).collect();
+                    starts[p * k + ki].wrapping_add(dot(u, &v, bounds.pair_steps)).into()
+                })
+                .collect();
+            let y = two_passes(&programs[0].1, &programs[1].1, &sums, 32);
+            scaled[ki].iter_mut().zip(y).for_each(|(sum, y)| *sum = sum.wrapping_add(y as i32));
+        }
+    }
+    let divisor = parts[0].transform.divisor();
+    scaled.into_iter().map(|y| y.into_iter().map(|y| divisor.divide(y)).collect()).collect()
+}
+
+fn lane(v: i64, lane: Lane) -> i64 {
+    match lane {
+        Lane::I8 => i64::from(v as u8),
+        Lane::I16 => i64::from(v as i16),
+    }
+}
+
+fn dot(u: &[i64], v: &[i64], pair_steps: usize) -> i32 {
+    if pair_steps == 0 {
+        return u.iter().zip(v).fold(0, |sum, (u, v)| sum.wrapping_add((u * v) as i32));
+    }
+    let saturate = |v: i64| v.clamp(-(1 << 15), (1 << 15) - 1) as i16;
+    let pairs: Vec<i16> =
+        u.chunks(2).zip(v.chunks(2)).map(|(u, v)| saturate(u.iter().zip(v).map(|(u, v)| u * v).sum())).collect();
+    let blocks = pairs.chunks(pair_steps).map(|block| block.iter().fold(0i16, |sum, &p| sum.wrapping_add(p)));
+    blocks.fold(0, |sum, block| sum.wrapping_add(block.into()))
+}
+
+/// Whether the machine's results are the convolution's.
+fn right(proof: &Proof, layer: &Layer, image: &Image) -> bool {
+    let [k, _, _, c] = layer.shape;
+    let found = run(proof, layer, image);
+    (0..k).all(|ki| {
+        let weights = &layer.weights[ki * layer.weights.len() / k..][..layer.weights.len() / k];
+        let expected = image.convolve(&proof.member, weights, c, layer.bias.map(|bias| bias[ki]));
+        expected.iter().zip(&found[ki]).all(|(&e, &f)| e == i64::from(f))
+    })
+}
+
+/// Inputs that drive one position to the end of its range, up or down by the sign of each channel's
+/// transformed weight, so that its accumulator goes farthest too.
+fn drive(image: &mut Image, member: &Member, part: &Part, position: usize, up: impl Fn(usize) -> bool, src: Range) {
+    let t = &part.transform;
+    let (row, col) = (t.rows.bt.row(position / t.cols.n), t.cols.bt.row(position % t.cols.n));
+    let c = image.data.len() / (image.size[0] * image.size[1]);
+    for (ci, a, b) in (0..c).flat_map(|ci| (0..t.rows.n).flat_map(move |a| (0..t.cols.n).map(move |b| (ci, a, b)))) {
+        let (y, x) = Image::place(member, part, a, b);
+        let positive = row[a] * col[b] > 0;
+        *image.at(ci, y, x) = if positive == up(ci) { src.hi } else { src.lo };
+    }
+}
+
+/// Weights that drive one position to the end of its range.
+fn worst_weights(member: &Member, part: &Part, position: usize, [k, c]: [usize; 2], range: Range) -> Vec<i64> {
+    let t = &part.transform;
+    let (row, col) = (t.rows.g.row(position / t.cols.n), t.cols.g.row(position % t.cols.n));
+    let ([kh, kw], stride) = (member.kernel.taps, member.kernel.stride);
+    let mut weights = vec![range.hi; k * kh * kw * c];
+    for (i, j) in (0..t.rows.r).flat_map(|i| (0..t.cols.r).map(move |j| (i, j))) {
+        let tap = (part.first[0] + stride[0] * i) * kw + part.first[1] + stride[1] * j;
+        for ki in 0..k {
+            weights[(ki * kh * kw + tap) * c..][..c].fill(if row[i] * col[j] > 0 { range.hi } else { range.lo });
+        }
+    }
+    weights
+}
+
+#[derive(Clone, Debug)]
+struct Attack {
+    member: Member,
+    part: usize,
+    position: usize,
+    src: Range,
+    weights: Vec<i64>,
+    shape: [usize; 4],
+    bias: Option<Vec<i64>>,
+    noise: Vec<i64>,
+    up: bool,
+}
+
+/// Layers of 2 to 8 bits with weights random, at the ends, or the worst for a position.
+fn attacks() -> impl Strategy<Value = Attack> {
+    let who = (proptest::sample::select(kernels()), any::<[proptest::sample::Index; 3]>());
+    let bits = (2u32..=8, 2u32..=8, any::<bool>(), 0i64..=3);
+    let size = (1usize..=3, 1usize..=9);
+    let values = (proptest::collection::vec(any::<i16>(), 400), 0usize..3, any::<bool>());
+    let bias = proptest::option::of(proptest::collection::vec(-100_000i64..=100_000, 3));
+    (who, bits, size, values, bias).prop_map(
+        |((kernel, pick), (xb, wb, signed, less), (k, c), (noise, kind, up), bias)| {
+            let all = cached_members(kernel);
+            let member = all[pick[0].index(all.len())].clone();
+            let parts = member.parts();
+            let part = pick[1].index(parts.len());
+            let position = pick[2].index(parts[part].transform.positions());
+            let half = 1 << (xb - 1);
+            let src =
+                if signed { Range::new(-half, half - 1 - less.min(half - 1)) } else { Range::new(0, 2 * half - 1) };
+            let n = (1 << (wb - 1)) - 1;
+            let weights = Range::new(-n - 1, n);
+            let noise: Vec<i64> = noise.into_iter().map(i64::from).collect();
+            let [kh, kw] = kernel.taps;
+            let count = k * kh * kw * c;
+            let weights = match kind {
+                0 => (0..count).map(|i| weights.lo + noise[i % 397].rem_euclid(2 * n + 2)).collect(),
+                1 => (0..count).map(|i| if noise[i % 397] > 0 { weights.hi } else { weights.lo }).collect(),
+                _ => worst_weights(&member, &parts[part], position, [k, c], weights),
+            };
+            let bias = bias.map(|bias| bias[..k].to_vec());
+            Attack { part, position, src, weights, shape: [k, kh, kw, c], bias, noise, up, member }
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
+
+    /// What is declared legal survives inputs driven to the ends of a position's range, with every
+    /// channel pushing its accumulator the same way, and inputs at random.
+    #[test]
+    fn nothing_overflows_a_legal_member(attack in attacks()) {
+        let Attack { member, src, shape, .. } = &attack;
+        let layer = Layer { weights: &attack.weights, shape: *shape, src: *src, bias: attack.bias.as_deref() };
+        let Ok(proof) = prove(member, &layer) else { return Ok(()) };
+        let [k, _, _, c] = *shape;
+        let part = &member.parts()[attack.part];
+        let bounds = &proof.parts[attack.part];
+        let u = part.transform.transform_weights(&part.weights(member.kernel, layer.weights, k, c), k, c);
+        let width = src.hi - src.lo + 1;
+        let mut image = Image::new(member, c, |i| src.lo + attack.noise[i % 397].rem_euclid(width));
+        prop_assert!(right(&proof, &layer, &image), "{} at random", proof);
+
+        let own = &u[attack.position * k * c..][..c];
+        let up = |ci: usize| (own[ci] > 0) == attack.up;
+        drive(&mut image, member, part, attack.position, up, *src);
+        prop_assert!(right(&proof, &layer, &image), "{} driven", proof);
+        for (ci, &weight) in own.iter().enumerate() {
+            let v = part.transform.transform_input(&image.tile(member, part, ci));
+            for (p, v) in v.iter().enumerate() {
+                let held = v + bounds.offsets[p];
+                let bound = bounds.inputs[p];
+                prop_assert!((bound.lo..=bound.hi).contains(&held), "{}: {} at {}", proof, held, p);
+            }
+            // The bound is attained.
+            let end = if up(ci) { bounds.inputs[attack.position].hi } else { bounds.inputs[attack.position].lo };
+            prop_assert_eq!(v[attack.position] + bounds.offsets[attack.position], end);
+            prop_assert!((bounds.weights.lo..=bounds.weights.hi).contains(&weight));
+        }
+    }
+
+    /// Results driven to the ends of their range, by the signs of the weights.
+    #[test]
+    fn results_stay_in_their_range(attack in attacks()) {
+        let Attack { member, src, shape, .. } = &attack;
+        let layer = Layer { weights: &attack.weights, shape: *shape, src: *src, bias: attack.bias.as_deref() };
+        let Ok(proof) = prove(member, &layer) else { return Ok(()) };
+        let [_, _, kw, c] = *shape;
+        let mut image = Image::new(member, c, |_| src.lo);
+        for (i, &w) in layer.weights[..layer.weights.len() / shape[0]].iter().enumerate() {
+            let (tap, ci) = (i / c, i % c);
+            *image.at(ci, tap / kw, tap % kw) = if (w > 0) == attack.up { src.hi } else { src.lo };
+        }
+        prop_assert!(right(&proof, &layer, &image), "{}", proof);
+        let y = run(&proof, &layer, &image)[0][0];
+        prop_assert!((proof.result.lo..=proof.result.hi).contains(&i64::from(y)));
+    }
+}
+
+/// A member's proof with another's bounds: what running it regardless of the layer would do.
+fn regardless(member: &Member, layer: &Layer, lenient: Range) -> Proof {
+    let easy = vec![0; layer.weights.len()];
+    prove(member, &Layer { weights: &easy, src: lenient, ..*layer }).unwrap()
+}
+
+/// The bound on results is the true limit: up to it every result is right, one channel more and the
+/// driven result is wrong.
+#[test]
+fn one_channel_beyond_the_result_bound_is_wrong() {
+    let member = member("F(4x4,3x3)/i16", [3, 3], [1, 1]);
+    let src = Range::new(0, 255);
+    let limit = (i64::from(i32::MAX) / 64 / (9 * 127 * 255)) as usize;
+    for (c, legal) in [(limit, true), (limit + 1, false)] {
+        let weights = vec![127; 9 * c];
+        let layer = Layer { weights: &weights, shape: [1, 3, 3, c], src, bias: None };
+        let image = Image::new(&member, c, |_| 255);
+        match prove(&member, &layer) {
+            Ok(proof) => assert!(legal && right(&proof, &layer, &image)),
+            Err(refusal) => {
+                assert!(!legal && matches!(refusal, Refusal::Result { shift: 6, .. }), "{refusal}");
+                assert!(!right(&regardless(&member, &layer, src), &layer, &image));
+            }
+        }
+    }
+}
+
+/// The bound on inputs is the true limit: where it refuses, a tile exists that the lanes get wrong.
+#[test]
+fn one_value_beyond_the_input_bound_is_wrong() {
+    for name in ["F(2x2,3x3)/i8", "F(3x3,3x3)/i8", "F(4x4,3x3)/i16", "F(6x6,3x3)/i16"] {
+        let member = member(name, [3, 3], [1, 1]);
+        let layer = |hi: i64| Layer { weights: &[1; 9], shape: [1, 3, 3, 1], src: Range::new(0, hi), bias: None };
+        let hi = (1..1 << 15).find(|&hi| prove(&member, &layer(hi)).is_err()).unwrap();
+        let refusal = prove(&member, &layer(hi)).unwrap_err();
+        let Refusal::Inputs { position, .. } = refusal else { panic!("{refusal}") };
+        let lenient = regardless(&member, &layer(hi), Range::new(0, hi - 1));
+        let part = &member.parts()[0];
+        let position = position.0 * part.transform.cols.n + position.1;
+        let wrong = [true, false].into_iter().any(|up| {
+            let mut image = Image::new(&member, 1, |_| 0);
+            drive(&mut image, &member, part, position, |_| up, Range::new(0, hi));
+            !right(&lenient, &layer(hi), &image)
+        });
+        assert!(wrong, "{name} refuses inputs up to {hi} without need");
+    }
+}
+
+/// The number of 16-bit sums is the true limit: with one more, the worst inputs saturate or wrap.
+#[test]
+fn one_pair_more_than_proved_is_wrong() {
+    let member = member("F(2x2,3x3)/i8", [3, 3], [1, 1]);
+    let c = 32;
+    let weights = vec![7; 9 * c];
+    let layer = Layer { weights: &weights, shape: [1, 3, 3, c], src: Range::new(0, 15), bias: None };
+    let mut proof = prove(&member, &layer).unwrap();
+    let image = Image::new(&member, c, |_| 15);
+    assert_eq!(proof.pair_steps(), 2);
+    assert!(right(&proof, &layer, &image));
+    proof.parts[0].pair_steps += 1;
+    assert!(!right(&proof, &layer, &image));
+}
+
+/// Prints which members are legal for the worst weights of given widths.
+#[test]
+#[ignore = "a table for documentation"]
+fn legal_members_for_worst_weights() {
+    for kernel in kernels() {
+        for member in members(kernel) {
+            let parts = member.parts();
+            let t = |f: fn(&Winograd2d) -> i64| parts.iter().map(|p| f(&p.transform)).max().unwrap();
+            let inputs = t(|t| t.rows.bt.growth() * t.cols.bt.growth());
+            let weights = t(|t| t.rows.g.growth() * t.cols.g.growth());
+            let divisor = parts[0].transform.divisor();
+            let legal: Vec<String> = (3..=8)
+                .filter(|bits| {
+                    let n = (1i64 << (bits - 1)) - 1;
+                    let src = Range::new(0, (1 << bits) - 1);
+                    parts.iter().all(|part| {
+                        (0..part.transform.positions()).all(|p| {
+                            let w = worst_weights(&member, part, p, [1, 1], Range::new(-n, n));
+                            let [kh, kw] = kernel.taps;
+                            prove(&member, &Layer { weights: &w, shape: [1, kh, kw, 1], src, bias: None }).is_ok()
+                        })
+                    })
+                })
+                .map(|bits| bits.to_string())
+                .collect();
+            println!(
+                "{member} | {}/{} = {:.2} | x{inputs} | x{weights} | {} = 2^{} * {} | {}",
+                member.direct_multiplications(),
+                member.multiplications(),
+                member.direct_multiplications() as f64 / member.multiplications() as f64,
+                divisor.value,
+                divisor.shift,
+                divisor.odd,
+                legal.join(" ")
+            );
+        }
+    }
+    for (m, r) in super::served() {
+        let t = Transform1d::best(m, r).unwrap();
+        let (bt, at) = programs(&t);
+        println!(
+            "F({m},{r}) bt {} at {} ops; growth {} {}; D {}",
+            bt.ops.len(),
+            at.ops.len(),
+            t.bt.growth(),
+            t.g.growth(),
+            t.divisor
+        );
+    }
+}
