@@ -76,6 +76,7 @@ fn run(proof: &Proof, layer: &Layer, image: &Image) -> Vec<Vec<i32>> {
         let u = t.transform_weights(&part.weights(member.kernel, layer.weights, k, c), k, c);
         let bias = if i == 0 { layer.bias } else { None };
         let starts = bounds.starts(part, &u, k, bias).unwrap();
+        let u: Vec<i64> = u.into_iter().map(|u| held(u, member.lane)).collect();
         let programs = [&t.rows, &t.cols].map(programs);
         let lanes: Vec<Vec<i64>> = (0..c)
             .map(|ci| {
@@ -97,6 +98,14 @@ fn run(proof: &Proof, layer: &Layer, image: &Image) -> Vec<Vec<i32>> {
     }
     let divisor = parts[0].transform.divisor();
     scaled.into_iter().map(|y| y.into_iter().map(|y| divisor.divide(y)).collect()).collect()
+}
+
+/// What a lane makes of a transformed weight.
+fn held(u: i64, lane: Lane) -> i64 {
+    match lane {
+        Lane::I8 => i64::from(u as i8),
+        Lane::I16 => i64::from(u as i16),
+    }
 }
 
 fn lane(v: i64, lane: Lane) -> i64 {
@@ -261,10 +270,31 @@ proptest! {
     }
 }
 
-/// A member's proof with another's bounds: what running it regardless of the layer would do.
+/// A proof for weights of zero, held against others: what running the member regardless would do.
 fn regardless(member: &Member, layer: &Layer, lenient: Range) -> Proof {
     let easy = vec![0; layer.weights.len()];
-    prove(member, &Layer { weights: &easy, src: lenient, ..*layer }).unwrap()
+    let mut proof = prove(member, &Layer { weights: &easy, src: lenient, ..*layer }).unwrap();
+    proof.parts.iter_mut().for_each(|part| part.pair_steps = 0);
+    proof
+}
+
+/// The bound on weights is the true limit: `9 * 14` fits 8 bits, `9 * 15` does not and is wrong.
+#[test]
+fn one_value_beyond_the_weight_bound_is_wrong() {
+    let member = member("F(2x2,3x3)/i8", [3, 3], [1, 1]);
+    for (weight, legal) in [(14, true), (15, false)] {
+        let weights = vec![weight; 9];
+        let src = Range::new(0, 15);
+        let layer = Layer { weights: &weights, shape: [1, 3, 3, 1], src, bias: None };
+        let image = Image::new(&member, 1, |_| 15);
+        match prove(&member, &layer) {
+            Ok(proof) => assert!(legal && right(&proof, &layer, &image)),
+            Err(refusal) => {
+                assert!(!legal && matches!(refusal, Refusal::Weights { .. }), "{refusal}");
+                assert!(!right(&regardless(&member, &layer, src), &layer, &image));
+            }
+        }
+    }
 }
 
 /// The bound on results is the true limit: up to it every result is right, one channel more and the
