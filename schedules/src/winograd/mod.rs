@@ -7,7 +7,7 @@
 //! A member computes `m` outputs of a convolution with `r` taps from `n = m + r - 1` inputs with `n`
 //! multiplications instead of `m * r`: `at * ((g w) .* (bt x)) = divisor * y` ([`Transform1d`]). Two
 //! dimensions nest ([`Winograd2d`]). All matrices are integral; what is left is an exact division
-//! ([`Divisor`]). The pages' worth of argument is in `docs/winograd.md`; what holds here:
+//! ([`Divisor`]). The argument is in `docs/winograd.md`; what holds here:
 //!
 //! - Transforms of inputs ([`Program`]) are additions, subtractions and multiplications by constants.
 //!   They may wrap in lanes of any width: these are ring operations modulo `2^bits`, so a final value

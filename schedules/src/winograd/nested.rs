@@ -27,19 +27,20 @@ impl Winograd2d {
         Divisor::of(self.rows.divisor * self.cols.divisor)
     }
 
-    /// Weights of one output and one input channel, `[rows.r][cols.r]`, to `[positions]`.
-    pub fn transform_tap(&self, taps: &[i64]) -> Vec<i64> {
-        self.rows.g.sandwich(taps, &self.cols.g)
-    }
-
     /// Weights `[k][rows.r][cols.r][c]` to `[positions][k][c]`.
     pub fn transform_weights(&self, weights: &[i64], k: usize, c: usize) -> Vec<i64> {
-        let taps = self.rows.r * self.cols.r;
+        let (rows, cols) = (&self.rows, &self.cols);
         let mut out = vec![0; self.positions() * k * c];
-        for (ki, ci) in (0..k).flat_map(|ki| (0..c).map(move |ci| (ki, ci))) {
-            let tap: Vec<i64> = (0..taps).map(|t| weights[(ki * taps + t) * c + ci]).collect();
-            for (p, value) in self.transform_tap(&tap).into_iter().enumerate() {
-                out[(p * k + ki) * c + ci] = value;
+        for (ki, weights) in weights.chunks_exact(rows.r * cols.r * c).enumerate() {
+            for i in 0..rows.n {
+                let mut half = vec![0; cols.r * c];
+                for (taps, &factor) in weights.chunks_exact(cols.r * c).zip(rows.g.row(i)) {
+                    add_times(&mut half, taps, factor);
+                }
+                for j in 0..cols.n {
+                    let position = &mut out[((i * cols.n + j) * k + ki) * c..][..c];
+                    half.chunks_exact(c).zip(cols.g.row(j)).for_each(|(taps, &g)| add_times(position, taps, g));
+                }
             }
         }
         out
@@ -77,5 +78,11 @@ impl Winograd2d {
     pub fn ones(&self) -> Option<Vec<i64>> {
         let (rows, cols) = (self.rows.ones()?, self.cols.ones()?);
         Some(rows.iter().flat_map(|a| cols.iter().map(move |b| a * b)).collect())
+    }
+}
+
+fn add_times(sum: &mut [i64], values: &[i64], factor: i64) {
+    if factor != 0 {
+        sum.iter_mut().zip(values).for_each(|(sum, v)| *sum += factor * v);
     }
 }

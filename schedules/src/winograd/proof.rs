@@ -10,7 +10,7 @@ use std::fmt;
 use hawqc_ir::Range;
 use thiserror::Error;
 
-use super::member::{Kernel, Lane, Member, Part};
+use super::member::{Lane, Member, Part};
 use super::nested::Winograd2d;
 
 /// What a proof needs to know of a layer.
@@ -31,7 +31,8 @@ pub struct Proof {
     pub member: Member,
     /// As [`Member::parts`].
     pub parts: Vec<PartProof>,
-    /// Results, bias included where the layer has one.
+    /// Results, bias included where the layer has one. Times `2^shift` of the divisor they fit 32 bits too, so
+    /// that shift may be left to a requantisation that follows.
     pub result: Range,
 }
 
@@ -45,7 +46,8 @@ pub struct PartProof {
     /// Per position, what is added to transformed inputs; the same everywhere where that is possible.
     pub offsets: Vec<i64>,
     /// How many sums of two products of 8-bit lanes (as `vpmaddubsw` forms them), of any channels in any
-    /// order, stay within 16 bits: 0 where not even one does, half the channels where all do.
+    /// order, stay within 16 bits: 0 where not even one does (and in 16-bit lanes), half the channels,
+    /// rounded up, where all do.
     pub pair_steps: usize,
 }
 
@@ -194,25 +196,30 @@ impl Weights {
             let own = range(&transformed);
             all = Some(all.map_or(own, |r| r.union(own)));
             for (weights, input) in transformed.chunks_exact(c).zip(inputs) {
-                pair_steps = pair_steps.min(steps_within_16_bits(weights, *input));
+                pair_steps = steps_within_16_bits(weights, *input, pair_steps);
             }
         }
         Weights { range: all.unwrap_or(Range { lo: 0, hi: 0 }), pair_steps }
     }
 }
 
-/// The most pairs of `weights`, whichever they are, whose products with inputs up to `input.hi` stay in
-/// 16 bits. Inputs are not negative.
-fn steps_within_16_bits(weights: &[i64], input: Range) -> usize {
+/// The most pairs of `weights`, at most `most`, whichever they are, whose products with inputs up to
+/// `input.hi` stay in 16 bits. Inputs are not negative.
+fn steps_within_16_bits(weights: &[i64], input: Range, most: usize) -> usize {
     let steps = |sign: i64, limit: i64| {
-        let mut largest: Vec<i64> = weights.iter().map(|w| w * sign).filter(|&w| w > 0).collect();
-        largest.sort_unstable_by(|a, b| b.cmp(a));
-        let sums = largest.iter().scan(0, |sum, w| {
+        let largest = weights.iter().map(|w| w * sign).max().unwrap_or(0).max(0);
+        let pairs = i64::try_from(most).unwrap_or(i64::MAX);
+        if largest.saturating_mul(input.hi).saturating_mul(pairs).saturating_mul(2) <= limit {
+            return most;
+        }
+        let mut weights: Vec<i64> = weights.iter().map(|w| w * sign).filter(|&w| w > 0).collect();
+        weights.sort_unstable_by(|a, b| b.cmp(a));
+        let sums = weights.iter().scan(0, |sum, w| {
             *sum += w * input.hi;
             Some(*sum)
         });
         let fitting = sums.take_while(|&sum| sum <= limit).count();
-        if fitting == largest.len() { weights.len().div_ceil(2) } else { fitting / 2 }
+        if fitting == weights.len() { most } else { most.min(fitting / 2) }
     };
     steps(1, I16.hi).min(steps(-1, -I16.lo))
 }
@@ -259,11 +266,6 @@ impl Proof {
     /// The fewest of any part.
     pub fn pair_steps(&self) -> usize {
         self.parts.iter().map(|part| part.pair_steps).min().unwrap_or(0)
-    }
-
-    /// Taps of the kernel it is for.
-    pub fn kernel(&self) -> Kernel {
-        self.member.kernel
     }
 }
 

@@ -122,7 +122,7 @@ struct Candidate {
 impl Search {
     fn new(inputs: usize, ops: Vec<Op>, basis: &[usize], targets: Vec<Vector>) -> Search {
         let factors: BTreeSet<i64> = targets.iter().flatten().map(|v| v.abs()).filter(|&v| v != 0).collect();
-        let costs = targets.iter().map(|t| direct_cost(t)).collect();
+        let costs = targets.iter().map(direct_cost).collect();
         let factors = factors.into_iter().chain([1, 2, 4]).collect::<BTreeSet<_>>().into_iter().collect();
         let mut search = Search { inputs, ops, available: Vec::new(), primitive: Vec::new(), targets, costs, factors };
         for (i, &value) in basis.iter().enumerate() {

@@ -149,7 +149,7 @@ impl Transform1d {
     /// The same transform with a multiple of its divisor, so that results of several can be added before
     /// they are divided. Weights grow to no more than `growth` by it.
     pub(super) fn with_divisor(mut self, divisor: u64, growth: i64) -> Option<Transform1d> {
-        let factor = (divisor % self.divisor == 0).then_some(divisor / self.divisor)?;
+        let factor = divisor.is_multiple_of(self.divisor).then_some(divisor / self.divisor)?;
         let factor = i64::try_from(factor).ok()?;
         (0..self.n).for_each(|i| self.at.map_column(i, |v| v * factor));
         self.divisor = divisor;
