@@ -53,6 +53,11 @@ pub struct ConvGeometry {
     pub row_values: usize,
     /// Whether all requantisations round half up or down to the floor.
     pub plain_rounding: bool,
+    /// Taps, stride and dilation along height and width, and input channels of a group.
+    pub kernel: [usize; 2],
+    pub stride: [usize; 2],
+    pub dilation: [usize; 2],
+    pub group_in: usize,
 }
 
 /// Largest of each parameter.
@@ -95,6 +100,10 @@ impl ConvGeometry {
             row_pixels: ow,
             image_rows: oh,
             row_values: conv.stride[0] * w * c,
+            kernel: [kh, kw],
+            stride: conv.stride,
+            dilation: conv.dilation,
+            group_in: cg,
             plain_rounding: spec.steps().iter().all(|step| match &step.op {
                 Op::Requant(requant) => matches!(requant.round, Rounding::HalfUp | Rounding::Floor),
                 _ => true,

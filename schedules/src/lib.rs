@@ -7,6 +7,7 @@
 mod conv;
 mod wide;
 pub mod winograd;
+mod winograd_schedule;
 
 use std::fmt;
 use std::str::FromStr;
@@ -16,6 +17,7 @@ use thiserror::Error;
 
 pub use conv::{ConvGeometry, ConvSchedule};
 pub use wide::{Multiply, WideSchedule, unsigned_offset};
+pub use winograd_schedule::WinogradSchedule;
 
 /// What a schedule needs to know of a target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,14 +49,16 @@ pub enum Schedule {
     Conv(ConvSchedule),
     /// Convolution with assembled inner kernels.
     Wide(WideSchedule),
+    /// Convolution with fewer multiplications, where the weights allow it.
+    Winograd(WinogradSchedule),
 }
 
 /// Why a schedule cannot be had.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum ScheduleError {
     #[error(
-        "`{0}` is not a schedule: write `default`, `conv mr=3 nr=4 tiles=16 blocks=4` or \
-         `wide mul=i16 mr=4 nr=3 rows=8 blocks=2`"
+        "`{0}` is not a schedule: write `default`, `conv mr=3 nr=4 tiles=16 blocks=4`, \
+         `wide mul=i16 mr=4 nr=3 rows=8 blocks=2` or `winograd m=4x4 mr=6 nr=2 rows=2 blocks=4`"
     )]
     Syntax(String),
     #[error("schedule `{schedule}` is not legal here: {reason}")]
@@ -83,7 +87,8 @@ impl Schedule {
         if let Some(geometry) = ConvGeometry::of(spec) {
             let wide = WideSchedule::candidates(&geometry, machine).into_iter().map(Schedule::Wide);
             let portable = ConvSchedule::candidates(&geometry, machine).into_iter().map(Schedule::Conv);
-            all.extend(wide.chain(portable).filter(|&s| s != first));
+            let winograd = WinogradSchedule::candidates(&geometry, machine).into_iter().map(Schedule::Winograd);
+            all.extend(winograd.chain(wide).chain(portable).filter(|&s| s != first));
         }
         all
     }
@@ -100,8 +105,14 @@ impl Schedule {
                 Ok(()) => return Ok(()),
                 Err(reason) => reason,
             },
+            (Schedule::Winograd(schedule), Some(geometry)) => match schedule.legal(&geometry, machine) {
+                Ok(()) => return Ok(()),
+                Err(reason) => reason,
+            },
             (Schedule::Default, Some(_)) => "a dense convolution needs a tile".to_owned(),
-            (Schedule::Conv(_) | Schedule::Wide(_), None) => "the kernel is not a dense convolution".to_owned(),
+            (Schedule::Conv(_) | Schedule::Wide(_) | Schedule::Winograd(_), None) => {
+                "the kernel is not a dense convolution".to_owned()
+            }
         };
         Err(ScheduleError::Illegal { schedule: self, reason })
     }
@@ -113,6 +124,7 @@ impl fmt::Display for Schedule {
             Schedule::Default => f.write_str("default"),
             Schedule::Conv(schedule) => schedule.fmt(f),
             Schedule::Wide(schedule) => schedule.fmt(f),
+            Schedule::Winograd(schedule) => schedule.fmt(f),
         }
     }
 }
@@ -124,7 +136,8 @@ impl FromStr for Schedule {
             return Ok(Schedule::Default);
         }
         let conv = text.parse().map(Schedule::Conv);
-        conv.or_else(|()| text.parse().map(Schedule::Wide)).map_err(|()| ScheduleError::Syntax(text.to_owned()))
+        let wide = conv.or_else(|()| text.parse().map(Schedule::Wide));
+        wide.or_else(|()| text.parse().map(Schedule::Winograd)).map_err(|()| ScheduleError::Syntax(text.to_owned()))
     }
 }
 

@@ -205,7 +205,7 @@ impl ConvGeometry {
         widths.into_iter().find(|w| fits && self.channels.is_multiple_of(w.lanes))
     }
 
-    fn not_wide(&self, machine: Machine) -> String {
+    pub(crate) fn not_wide(&self, machine: Machine) -> String {
         match machine.wide {
             [None, None] => "the target has no vectors of 256 bits".to_owned(),
             _ => format!(

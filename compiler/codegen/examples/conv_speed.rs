@@ -121,7 +121,13 @@ fn main() -> Result<(), Box<dyn Error>> {
         let all = Schedule::candidates(&spec, machine(&target));
         let count = if mode == "all" { all.len() } else { 1 };
         for schedule in all.into_iter().take(count) {
-            let seconds = layer.time(&target, schedule)?;
+            let seconds = match layer.time(&target, schedule) {
+                Ok(seconds) => seconds,
+                Err(error) => {
+                    println!("{:<28} {schedule}: {error}", layer.name);
+                    continue;
+                }
+            };
             let rate = layer.macs() / seconds / 1e9;
             println!("{:<28} {:>9.1} us {rate:>7.1} GMAC/s  {schedule}", layer.name, seconds * 1e6);
         }

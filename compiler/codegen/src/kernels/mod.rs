@@ -147,6 +147,7 @@ pub fn lower(
         Op::Conv(_) if ConvGeometry::of(spec).is_none() => depthwise::lower(spec, constants),
         Op::Conv(_) => match schedule {
             Schedule::Wide(schedule) => wide::lower(spec, constants, machine(target), schedule),
+            Schedule::Winograd(schedule) => wide::winograd::lower(spec, constants, machine(target), schedule),
             schedule => conv::lower(spec, constants, target, schedule),
         },
         Op::MaxPool(_) | Op::SumPool(_) => pool::lower(spec, constants),

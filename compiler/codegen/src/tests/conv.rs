@@ -206,3 +206,32 @@ fn four_bit_weights_without_head_room() {
         build.case().check_default(&target);
     }
 }
+
+/// Every Winograd schedule, with whole and cut tiles, extreme operands, and each way out.
+#[test]
+fn winograd_agrees() {
+    for target in runnable_targets() {
+        let mut tried = 0;
+        for (turn, size) in [[1, 1], [4, 4], [5, 9], [8, 6], [13, 7]].into_iter().enumerate() {
+            for (src, wei) in [(Elem::U8, Elem::I8), (Elem::I8, Elem::I8), (Elem::U4, Elem::I4)] {
+                let mut build = Build::new(src, wei, size, 32 + 32 * (turn % 2), [16, 48, 32][turn % 3], [3, 3]);
+                build.op.pad = [1, 1, 1, 1];
+                build.op.pad_value = src.range().unwrap().hi as i32 * (turn as i32 % 2);
+                build.batch = 1 + turn % 2;
+                build.extreme = [None, Some(1), Some(2), Some(3)][turn % 4];
+                build.bias = turn % 3 > 0;
+                for case in
+                    [build.case(), build.requantised([Elem::U8, Elem::I16, Elem::U4][turn % 3], Rounding::HalfUp)]
+                {
+                    let all = Schedule::candidates(&case.spec(), machine(&target));
+                    let winograd: Vec<Schedule> =
+                        all.into_iter().filter(|s| matches!(s, Schedule::Winograd(_))).collect();
+                    tried += winograd.len();
+                    case.check(&target, &winograd, &[1, 3]);
+                }
+            }
+        }
+        let wide = machine(&target).wide.iter().any(Option::is_some);
+        assert!(wide == (tried > 0), "{target}: {tried} Winograd schedules");
+    }
+}

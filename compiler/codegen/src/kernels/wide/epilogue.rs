@@ -6,15 +6,16 @@
 //! results beyond 32 bits) is refused, and the portable kernel, which has it, serves instead.
 //!
 //! A requantisation is round(v m / 2^e), the 64-bit products of even and odd lanes apart. As in
-//! [`crate::kernels::requant`], m is normalised and v may carry a factor 2^k so that E = e + k >= 32; then the
-//! result is the high half of the rounded product, shifted right by E - 32 in 32 bits. That |result| < 2^31 before
-//! the clamp is checked from the source's range.
+//! [`crate::kernels::requant`], m is normalised and v may carry a factor 2^k so that E = e + k >= 33. The rounding
+//! term 2^(E-1) is then a multiple of 2^32, so it can be added to the high half h of the product:
+//! floor((p + 2^(E-1)) / 2^E) = floor((h + 2^(E-33)) / 2^(E-32)), in 32 bits, as |h| <= 2^30 and E <= 62. That |result| <
+//! 2^31 before the clamp is checked from the source's range.
 
 use std::collections::BTreeMap;
 
 use hawqc_ir::{Arg, Elem, KernelSpec, Op, Range, Requant, Rounding, Tensor, TensorType};
 
-use crate::asm::{Asm, AsmError, Binary, Gpr, Isa, Mem, Shift, ShiftBy, V, Widen};
+use crate::asm::{Asm, Binary, Gpr, Isa, Mem, Shift, ShiftBy, V, Widen};
 use crate::error::Unsupported;
 use crate::kernels::Table;
 
@@ -26,7 +27,8 @@ struct Lane {
     shift: u32,
     /// k.
     left: u32,
-    half: i64,
+    /// 2^(E-33), or 0 to round down.
+    half: i32,
 }
 
 /// A requantisation's instructions and where its table stands.
@@ -48,9 +50,17 @@ pub struct WideEpilogue {
     literals: Vec<i32>,
 }
 
-/// Vectors of a requantisation's record: multipliers, those of odd lanes moved down, rounding terms of even
-/// and of odd lanes, shifts, left shifts.
-const RECORD_VECTORS: usize = 6;
+/// Registers with the addresses an epilogue reads from.
+pub struct Pointers {
+    /// Of each operand.
+    operands: Vec<(usize, Gpr)>,
+    tables: Vec<Gpr>,
+    literals: Gpr,
+}
+
+/// Vectors of a requantisation's record: multipliers, those of odd lanes moved down, rounding terms, shifts,
+/// left shifts.
+const RECORD_VECTORS: usize = 5;
 /// In every lane of the first literals: pairs of one, nibble masks, nibble excess.
 const FIXED_LITERALS: [i32; 3] = [0x0001_0001, 0x0f0f_0f0f, 0x0808_0808];
 
@@ -88,6 +98,13 @@ impl WideEpilogue {
         Ok((epilogue, tables))
     }
 
+    /// No steps: sums of `spec`'s convolution as they are.
+    pub fn none(spec: &KernelSpec) -> Result<WideEpilogue, Unsupported> {
+        let step = &spec.steps()[0];
+        let spec = KernelSpec::new(spec.operands().to_vec(), vec![(step.op.clone(), step.args.clone())])?;
+        Ok(WideEpilogue { spec, requants: BTreeMap::new(), literals: FIXED_LITERALS.to_vec() })
+    }
+
     /// What of the constants the code depends on.
     pub fn form(&self) -> String {
         let form =
@@ -116,6 +133,13 @@ impl WideEpilogue {
         self.requants.values().map(|r| if r.per_channel { RECORD_VECTORS * isa.bytes() } else { 0 }).collect()
     }
 
+    /// Adds a constant that the kernel itself needs ([`WideEpilogue::at`]).
+    pub fn literal(&mut self, value: i32) {
+        if value != 0 && !self.literals[FIXED_LITERALS.len()..].contains(&value) {
+            self.literals.push(value);
+        }
+    }
+
     pub fn literal_table(&self, isa: Isa) -> Table {
         Table::new(self.literals.iter().flat_map(|&v| v.to_le_bytes().repeat(isa.lanes())).collect())
     }
@@ -128,12 +152,6 @@ impl WideEpilogue {
         2 * isa.bytes()
     }
 
-    fn literal(&mut self, value: i32) {
-        if value != 0 && !self.literals[FIXED_LITERALS.len()..].contains(&value) {
-            self.literals.push(value);
-        }
-    }
-
     fn clamp_literals(&mut self, lo: i64, hi: i64) {
         limits(lo, hi).into_iter().flatten().for_each(|limit| {
             if !self.literals[FIXED_LITERALS.len()..].contains(&limit) {
@@ -142,43 +160,49 @@ impl WideEpilogue {
         });
     }
 
-    fn at(&self, isa: Isa, literals: Gpr, value: i32) -> Mem {
+    /// Where a constant lies.
+    pub fn at(&self, isa: Isa, literals: Gpr, value: i32) -> Mem {
         let found = self.literals[FIXED_LITERALS.len()..].iter().position(|&v| v == value).unwrap_or(0);
         Mem::at(literals, (FIXED_LITERALS.len() + found) * isa.bytes())
     }
 
-    /// Emits the steps for the sums `rows`, `[pixel][vector]`, and hands each pixel's results to `store`. The
-    /// addresses of operands (at the tile's first pixel and channel) and of tables (at its first channel) are
-    /// words of `table` from `first_word` on.
-    pub fn emit(
-        &self,
-        asm: &mut Asm,
-        (table, first_word): (Gpr, usize),
-        literals: Gpr,
-        rows: Vec<Vec<V>>,
-        store: impl Fn(&mut Asm, usize, &[V]),
-    ) -> Result<(), AsmError> {
+    /// The registers with the addresses of operands (at the tile's first pixel and channel) and of tables (at
+    /// its first channel), which are words of `table` from `first_word` on.
+    pub fn pointers(&self, asm: &mut Asm, (table, first_word): (Gpr, usize), literals: Gpr) -> Pointers {
         let operands = self.operands();
-        let operand_words: Vec<Gpr> = (0..operands.len()).map(|i| asm.argument(table, first_word + i)).collect();
-        let table_words: Vec<Gpr> =
-            (0..self.requants.len()).map(|i| asm.argument(table, first_word + operands.len() + i)).collect();
-        let channels = self.spec.result().shape.last().copied().unwrap_or(1);
-        for (pixel, vectors) in rows.iter().enumerate() {
-            let mut results = Vec::new();
-            for (vector, &sum) in vectors.iter().enumerate() {
-                let load = |asm: &mut Asm, operand: usize| {
-                    let position = operands.iter().position(|&o| o == operand).unwrap_or(0);
-                    let elem = self.spec.operands()[operand].elem;
-                    let element = pixel * channels + vector * asm.isa.lanes();
-                    let to = asm.vec();
-                    load_values(asm, elem, to, Mem::at(operand_words[position], element * elem.bytes()));
-                    to
-                };
-                results.push(self.vector(asm, (&table_words, literals), vector, sum, load));
-            }
-            store(asm, pixel, &results);
+        let tables = (0..self.requants.len()).map(|i| asm.argument(table, first_word + operands.len() + i)).collect();
+        let load = |(i, operand): (usize, &usize)| (*operand, asm.argument(table, first_word + i));
+        Pointers { operands: operands.iter().enumerate().map(load).collect(), tables, literals }
+    }
+
+    /// Moves the pointers on by a vector of channels.
+    pub fn advance(&self, asm: &mut Asm, pointers: &Pointers) {
+        for &(operand, pointer) in &pointers.operands {
+            asm.add_int(pointer, asm.isa.lanes() * self.spec.operands()[operand].elem.bytes());
         }
-        Ok(())
+        for (&pointer, stride) in pointers.tables.iter().zip(self.table_strides(asm.isa)) {
+            asm.add_int(pointer, stride);
+        }
+    }
+
+    /// Emits the steps for the sums of a pixel that is `pixel` pixels behind the tile's first, and returns
+    /// the registers with the results.
+    pub fn emit(&self, asm: &mut Asm, pointers: &Pointers, pixel: usize, sums: &[V]) -> Vec<V> {
+        let channels = self.spec.result().shape.last().copied().unwrap_or(1);
+        let mut results = Vec::new();
+        for (vector, &sum) in sums.iter().enumerate() {
+            let load = |asm: &mut Asm, operand: usize| {
+                let elem = self.spec.operands()[operand].elem;
+                let element = pixel * channels + vector * asm.isa.lanes();
+                let to = asm.vec();
+                if let Some((_, pointer)) = pointers.operands.iter().find(|(o, _)| *o == operand) {
+                    load_values(asm, elem, to, Mem::at(*pointer, element * elem.bytes()));
+                }
+                to
+            };
+            results.push(self.vector(asm, (&pointers.tables, pointers.literals), vector, sum, load));
+        }
+        results
     }
 
     /// The last step's result for one vector.
@@ -226,17 +250,18 @@ impl WideEpilogue {
             asm.binary(Binary::AddI32, value, value, self.at(isa, literals, -requant.op.src_zero));
         }
         if requant.scaled {
-            asm.shift_by(ShiftBy::LeftI32, value, value, part(5));
+            asm.shift_by(ShiftBy::LeftI32, value, value, part(4));
         }
         let odd = asm.vec();
         asm.shift(Shift::RightU64, odd, value, 32);
         asm.binary(Binary::MulEven, value, value, part(0));
         asm.binary(Binary::MulEven, odd, odd, part(1));
-        asm.binary(Binary::AddI64, value, value, part(2));
-        asm.binary(Binary::AddI64, odd, odd, part(3));
         asm.shift(Shift::RightU64, value, value, 32);
         asm.blend_odd(value, odd);
-        asm.shift_by(ShiftBy::RightI32, value, value, part(4));
+        if requant.op.round != Rounding::Floor {
+            asm.binary(Binary::AddI32, value, value, part(2));
+        }
+        asm.shift_by(ShiftBy::RightI32, value, value, part(3));
         if requant.op.dst_zero != 0 {
             asm.binary(Binary::AddI32, value, value, self.at(isa, literals, requant.op.dst_zero));
         }
@@ -329,7 +354,7 @@ fn lane(mult: i64, shift: i64, magnitude: i64, requant: &Requant) -> Result<Lane
         mult *= 2;
         shift += 1;
     }
-    let left = 32u32.saturating_sub(shift);
+    let left = 33u32.saturating_sub(shift);
     let limit = i64::from(i32::MAX);
     let scaled = if left < 31 { magnitude.checked_shl(left).filter(|v| v >> left == magnitude) } else { None };
     let result = (i128::from(magnitude) * i128::from(mult)) >> shift;
@@ -341,19 +366,17 @@ fn lane(mult: i64, shift: i64, magnitude: i64, requant: &Requant) -> Result<Lane
         return Err(Unsupported::new(format!("requant by {mult} / 2^{shift} beyond 32 bits in a wide kernel")));
     }
     let total = shift + left;
-    let half = if requant.round == Rounding::Floor { 0 } else { 1i64 << (total - 1) };
+    let half = if requant.round == Rounding::Floor { 0 } else { 1i32 << (total - 33) };
     Ok(Lane { mult, shift: total - 32, left, half })
 }
 
 /// The bytes of a record, in the order of [`RECORD_VECTORS`].
 fn record(lanes: &[Lane]) -> Vec<u8> {
     let ints = |f: &dyn Fn(usize) -> i32| (0..lanes.len()).flat_map(|i| f(i).to_le_bytes()).collect::<Vec<u8>>();
-    let halves = |odd: usize| lanes.chunks(2).flat_map(move |pair| pair[odd].half.to_le_bytes()).collect::<Vec<u8>>();
     [
         ints(&|i| lanes[i].mult),
         ints(&|i| if i % 2 == 0 { lanes[i + 1].mult } else { 0 }),
-        halves(0),
-        halves(1),
+        ints(&|i| lanes[i].half),
         ints(&|i| lanes[i].shift as i32),
         ints(&|i| lanes[i].left as i32),
     ]

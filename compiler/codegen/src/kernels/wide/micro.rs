@@ -65,7 +65,7 @@ pub struct Micro<'a> {
     pub window: Window,
     pub epilogue: &'a WideEpilogue,
     pub dst: Elem,
-    /// Output channels of a pixel.
+    /// Output channels from one pixel of the result to the next.
     pub channels: usize,
 }
 
@@ -138,10 +138,11 @@ impl Micro<'_> {
         let acc = std::mem::take(&mut tile.acc);
         let dst = asm.argument(table, Word::Dst as usize);
         let row_bytes = self.channels * self.dst.bytes();
-        let rows: Vec<Vec<V>> = acc.chunks(nr).map(<[V]>::to_vec).collect();
-        self.epilogue.emit(asm, (table, FIXED_WORDS), literals, rows, |asm, pixel, vectors| {
-            store(asm, self.dst, Mem::at(dst, pixel * row_bytes), vectors);
-        })?;
+        let pointers = self.epilogue.pointers(asm, (table, FIXED_WORDS), literals);
+        for (pixel, sums) in acc.chunks(nr).enumerate() {
+            let results = self.epilogue.emit(asm, &pointers, pixel, sums);
+            store(asm, self.dst, Mem::at(dst, pixel * row_bytes), &results);
+        }
         std::mem::replace(asm, Asm::new(self.isa).0).finish()
     }
 
@@ -324,7 +325,7 @@ fn unpack_nibbles(asm: &mut Asm, packed: V, low: V, high: V, [mask, excess]: [V;
 }
 
 /// Stores vectors of i32 lanes, narrowed with saturation.
-fn store(asm: &mut Asm, dst: Elem, to: Mem, vectors: &[V]) {
+pub fn store(asm: &mut Asm, dst: Elem, to: Mem, vectors: &[V]) {
     let lanes = asm.isa.lanes();
     let at = |v: usize| Mem { disp: to.disp + (v * lanes * dst.bytes()) as i32, ..to };
     let mut v = 0;

@@ -9,6 +9,8 @@
 mod epilogue;
 mod micro;
 mod source;
+mod transform;
+pub mod winograd;
 
 use cranelift_codegen::ir::{FuncRef, InstBuilder, StackSlotData, StackSlotKind, Value, types};
 use hawqc_ir::{Elem, KernelSpec, Range, Tensor};

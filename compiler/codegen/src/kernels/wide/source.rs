@@ -46,15 +46,12 @@ impl Source {
         Source { geometry, elem_bytes, offset, form }
     }
 
-    pub fn is_in_place(&self) -> bool {
-        matches!(self.form, Form::InPlace)
-    }
-
     fn pixel_bytes(&self) -> usize {
         self.geometry.channels * self.elem_bytes
     }
 
-    fn row_bytes(&self) -> usize {
+    /// Bytes from one row of the source, as it is read, to the next.
+    pub fn row_bytes(&self) -> usize {
         match self.form {
             Form::InPlace => self.geometry.size[1] * self.pixel_bytes(),
             Form::Rows { columns, .. } => columns * self.pixel_bytes(),

@@ -1,0 +1,214 @@
+//! Leaf functions of Winograd convolutions: the transform of a tile's inputs, and that of its sums with the
+//! epilogue on the outputs.
+//!
+//! In: a [`Winograd2d`] and where things lie. A transform in two dimensions is one of every column, kept in
+//! the frame, then one of every row. Inputs are lanes of 16 bits, sums of 32; both may wrap, see
+//! [`hawqc_schedules::winograd`].
+
+use hawqc_ir::Elem;
+use hawqc_schedules::winograd::{Op, Program, Winograd2d};
+
+use super::epilogue::WideEpilogue;
+use super::micro::store;
+use crate::asm::{Asm, AsmError, Binary, Gpr, Isa, Mem, Shift, V};
+
+/// Words of [`assemble_input`]'s table: the tile's first input, where its first position goes, the number of
+/// vectors of channels, the literals.
+pub const INPUT_WORDS: usize = 4;
+/// Words of [`assemble_output`]'s table before the epilogue's: the tile's sums, its first output, the number of
+/// vectors of channels, the literals.
+pub const OUTPUT_WORDS: usize = 4;
+
+/// Lanes that a program runs in.
+#[derive(Clone, Copy)]
+enum Lanes {
+    I16,
+    I32,
+}
+
+/// The constant of a multiplication in every lane, as 32 bits.
+fn splat(lanes: Lanes, by: i64) -> i32 {
+    match lanes {
+        // Both halves; wrapping is the lanes' own.
+        Lanes::I16 => (by as u16 as u32 * 0x0001_0001) as i32,
+        Lanes::I32 => by as i32,
+    }
+}
+
+/// Adds the constants that the transforms read to the epilogue's literals.
+pub fn add_literals(transform: &Winograd2d, epilogue: &mut WideEpilogue) {
+    let inputs = [transform.rows.input_program(), transform.cols.input_program()].map(|p| (Lanes::I16, p));
+    let outputs = [transform.rows.output_program(), transform.cols.output_program()].map(|p| (Lanes::I32, p));
+    for (lanes, program) in inputs.into_iter().chain(outputs) {
+        for op in &program.ops {
+            if let Op::Mul(_, by) = op {
+                epilogue.literal(splat(lanes, *by));
+            }
+        }
+    }
+    epilogue.literal(transform.divisor().inverse.cast_signed());
+}
+
+/// Emits a program; `load` makes an input where it is first needed. The results may not be overwritten.
+fn emit_program(
+    asm: &mut Asm,
+    program: &Program,
+    lanes: Lanes,
+    (epilogue, literals): (&WideEpilogue, Gpr),
+    load: impl Fn(&mut Asm, usize) -> V,
+) -> Vec<V> {
+    let mut values: Vec<Option<V>> = vec![None; program.inputs];
+    let (add, sub, mul, left) = match lanes {
+        Lanes::I16 => (Binary::AddI16, Binary::SubI16, Binary::MulI16, Shift::LeftI16),
+        Lanes::I32 => (Binary::AddI32, Binary::SubI32, Binary::MulI32, Shift::LeftI32),
+    };
+    let get = |asm: &mut Asm, values: &mut Vec<Option<V>>, i: usize| *values[i].get_or_insert_with(|| load(asm, i));
+    for op in &program.ops {
+        let to = asm.vec();
+        match *op {
+            Op::Add(a, b) => {
+                let (a, b) = (get(asm, &mut values, a), get(asm, &mut values, b));
+                asm.binary(add, to, a, b);
+            }
+            Op::Sub(a, b) => {
+                let (a, b) = (get(asm, &mut values, a), get(asm, &mut values, b));
+                asm.binary(sub, to, a, b);
+            }
+            Op::Shl(a, by) => {
+                let a = get(asm, &mut values, a);
+                asm.shift(left, to, a, by as u8);
+            }
+            Op::Mul(a, by) => {
+                let a = get(asm, &mut values, a);
+                let constant = epilogue.at(asm.isa, literals, splat(lanes, by));
+                asm.binary(mul, to, a, constant);
+            }
+            Op::Neg(a) => {
+                let a = get(asm, &mut values, a);
+                asm.zero(to);
+                asm.binary(sub, to, to, a);
+            }
+        }
+        values.push(Some(to));
+    }
+    program.outputs.iter().map(|&i| get(asm, &mut values, i)).collect()
+}
+
+/// Where the tiles of a unit lie, in bytes.
+pub struct InputLayout {
+    /// From one row of prepared inputs to the next.
+    pub row: usize,
+    pub pixel: usize,
+    /// From one position to the next.
+    pub position: usize,
+}
+
+pub fn assemble_input(
+    isa: Isa,
+    transform: &Winograd2d,
+    epilogue: &WideEpilogue,
+    layout: &InputLayout,
+) -> Result<Vec<u8>, AsmError> {
+    let (mut asm, table) = Asm::new(isa);
+    let a = &mut asm;
+    let [from, to, vectors, literals] = [0, 1, 2, 3].map(|word| a.argument(table, word));
+    let (height, width) = (transform.rows.n, transform.cols.n);
+    let (down, across) = (transform.rows.input_program(), transform.cols.input_program());
+    let slots: Vec<Mem> = (0..height * width).map(|_| a.frame_slot()).collect();
+    a.repeat_down(vectors, |a| {
+        for j in 0..width {
+            let load = |a: &mut Asm, i: usize| {
+                let value = a.vec();
+                a.load(value, Mem::at(from, i * layout.row + j * layout.pixel));
+                value
+            };
+            let column = emit_program(a, &down, Lanes::I16, (epilogue, literals), load);
+            for (i, &value) in column.iter().enumerate() {
+                a.store(slots[i * width + j], value);
+            }
+        }
+        for i in 0..height {
+            let load = |a: &mut Asm, j: usize| {
+                let value = a.vec();
+                a.load(value, slots[i * width + j]);
+                value
+            };
+            let row = emit_program(a, &across, Lanes::I16, (epilogue, literals), load);
+            for (j, &value) in row.iter().enumerate() {
+                a.store(Mem::at(to, (i * width + j) * layout.position), value);
+            }
+        }
+        a.add_int(from, isa.bytes());
+        a.add_int(to, isa.bytes());
+    });
+    asm.finish()
+}
+
+/// What an output transform writes.
+pub struct Outputs {
+    pub dst: Elem,
+    /// Output channels of a pixel, and pixels of a row.
+    pub channels: usize,
+    pub columns: usize,
+    /// Bytes from one position's sums to the next.
+    pub position: usize,
+    /// Rows and columns of the tile that lie in the result.
+    pub valid: [usize; 2],
+}
+
+pub fn assemble_output(
+    isa: Isa,
+    transform: &Winograd2d,
+    epilogue: &WideEpilogue,
+    outputs: &Outputs,
+) -> Result<Vec<u8>, AsmError> {
+    let (mut asm, table) = Asm::new(isa);
+    let a = &mut asm;
+    a.set_odd_mask();
+    let [from, to, vectors, literals] = [0, 1, 2, 3].map(|word| a.argument(table, word));
+    let pointers = epilogue.pointers(a, (table, OUTPUT_WORDS), literals);
+    let (height, width) = (transform.rows.n, transform.cols.n);
+    let (down, across) = (transform.rows.output_program(), transform.cols.output_program());
+    let divisor = transform.divisor();
+    let [rows, columns] = outputs.valid;
+    let slots: Vec<Mem> = (0..rows * width).map(|_| a.frame_slot()).collect();
+    a.repeat_down(vectors, |a| {
+        for j in 0..width {
+            let load = |a: &mut Asm, i: usize| {
+                let value = a.vec();
+                a.load(value, Mem::at(from, (i * width + j) * outputs.position));
+                value
+            };
+            let column = emit_program(a, &down, Lanes::I32, (epilogue, literals), load);
+            for (i, &value) in column.iter().take(rows).enumerate() {
+                a.store(slots[i * width + j], value);
+            }
+        }
+        debug_assert!(height >= rows);
+        for i in 0..rows {
+            let load = |a: &mut Asm, j: usize| {
+                let value = a.vec();
+                a.load(value, slots[i * width + j]);
+                value
+            };
+            let row = emit_program(a, &across, Lanes::I32, (epilogue, literals), load);
+            for (j, &scaled) in row.iter().take(columns).enumerate() {
+                let value = a.vec();
+                let inverse = epilogue.at(isa, literals, divisor.inverse.cast_signed());
+                if divisor.odd == 1 {
+                    a.shift(Shift::RightI32, value, scaled, divisor.shift as u8);
+                } else {
+                    a.binary(Binary::MulI32, value, scaled, inverse);
+                    a.shift(Shift::RightI32, value, value, divisor.shift as u8);
+                }
+                let pixel = i * outputs.columns + j;
+                let results = epilogue.emit(a, &pointers, pixel, &[value]);
+                store(a, outputs.dst, Mem::at(to, pixel * outputs.channels * outputs.dst.bytes()), &results);
+            }
+        }
+        a.add_int(from, isa.bytes());
+        a.add_int(to, isa.lanes() * outputs.dst.bytes());
+        epilogue.advance(a, &pointers);
+    });
+    asm.finish()
+}

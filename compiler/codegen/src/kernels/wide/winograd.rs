@@ -1,0 +1,514 @@
+//! Convolution by an exact integer Winograd algorithm in lanes of 16 bits.
+//!
+//! A unit of work prepares its source rows ([`Source`]), transforms the inputs of its tiles to `[position][tile][C]`,
+//! and then for every channel block multiplies each position's inputs with its weights ([`Micro`], whose pixels are
+//! the tiles) and transforms the sums `[position][tile][block]` to outputs with the epilogue ([`transform`]).
+//!
+//! Whether a layer may be computed so is proved from its weights when it is compiled ([`prove`]); a layer that
+//! cannot is refused, and another schedule serves.
+
+use cranelift_codegen::ir::{FuncRef, Value};
+use hawqc_ir::{Elem, KernelSpec, Range, Tensor};
+use hawqc_schedules::winograd::{Layer, Winograd2d, prove};
+use hawqc_schedules::{ConvGeometry, Machine, Multiply, WinogradSchedule};
+
+use super::epilogue::WideEpilogue;
+use super::micro::{FIXED_WORDS, Load, Micro, Window, Word};
+use super::source::Source;
+use super::transform::{InputLayout, Outputs, add_literals, assemble_input, assemble_output};
+use super::{call, ints};
+use crate::asm::{AsmError, Isa};
+use crate::error::Unsupported;
+use crate::kernels::conv::Geometry;
+use crate::kernels::emit::Code;
+use crate::kernels::{Body, Frame, Leaf, Lowered, Table};
+
+const WEIGHTS: usize = 0;
+const START: usize = 1;
+const TILES: usize = 2;
+const RUNS: usize = 3;
+const LITERALS: usize = 4;
+const FIRST_EPILOGUE_TABLE: usize = 5;
+/// The product's own literals, which hold nothing it reads.
+const OPERAND_BYTES: usize = 2;
+
+struct Winograd {
+    geometry: Geometry,
+    isa: Isa,
+    schedule: WinogradSchedule,
+    transform: Winograd2d,
+    source: Source,
+    dst: Elem,
+    /// `(tiles, vectors)` of each product kernel, in the order of the leaves, the first ones.
+    products: Vec<(usize, usize)>,
+    /// Rows and columns in the result of each output transform, the leaves behind; the input transform is last.
+    outputs: Vec<[usize; 2]>,
+    operand_bytes: Vec<usize>,
+    table_strides: Vec<usize>,
+}
+
+pub fn lower(
+    spec: &KernelSpec,
+    constants: &[Option<&Tensor>],
+    machine: Machine,
+    schedule: WinogradSchedule,
+) -> Result<Lowered, Unsupported> {
+    let (geometry, [src, wei], bias) = Geometry::of(spec)?;
+    let constant = |operand: usize| constants.get(operand).copied().flatten();
+    let (Some(weights), true) = (constant(wei), bias.is_none_or(|b| constant(b).is_some())) else {
+        return Err(Unsupported::new("a convolution whose weights or bias are not constant"));
+    };
+    let Some(wide) = ConvGeometry::of(spec).and_then(|g| g.wide_machine(machine)) else {
+        return Err(Unsupported::new("a wide kernel of this convolution"));
+    };
+    let isa = if wide.lanes == Isa::Avx512.lanes() { Isa::Avx512 } else { Isa::Avx2 };
+    let Some(member) = schedule.member(geometry.window.kernel) else {
+        return Err(Unsupported::new(format!("`{schedule}` for this convolution")));
+    };
+    let weights = weights.ints()?;
+    let bias = bias.and_then(constant).map(Tensor::ints).transpose()?;
+    let (k, c) = (geometry.group_out, geometry.group_in);
+    let pad = i64::from(geometry.pad_value);
+    let layer = Layer {
+        weights: &weights,
+        shape: [k, geometry.window.kernel[0], geometry.window.kernel[1], c],
+        src: spec.operands()[src].int_range()?.union(Range::new(pad, pad)),
+        bias: bias.as_deref(),
+    };
+    let proof = prove(&member, &layer).map_err(|refusal| Unsupported::new(refusal.to_string()))?;
+    let parts = member.parts();
+    let ([part], [part_proof]) = (parts.as_slice(), proof.parts.as_slice()) else {
+        return Err(Unsupported::new(format!("{member}, which has several parts")));
+    };
+    let transform = part.transform.clone();
+    let transformed = transform.transform_weights(&weights, k, c);
+    let Some(starts) = part_proof.starts(part, &transformed, k, bias.as_deref()) else {
+        return Err(Unsupported::new(format!("{member} with a bias")));
+    };
+    let (mut epilogue, requant_tables) = WideEpilogue::new(spec, constants, isa)?;
+    add_literals(&transform, &mut epilogue);
+    let source = Source::new(tiled(&geometry, &transform), OPERAND_BYTES);
+    let mut winograd = Winograd {
+        geometry,
+        isa,
+        schedule,
+        source,
+        dst: spec.result().elem,
+        products: Vec::new(),
+        outputs: Vec::new(),
+        operand_bytes: epilogue.operands().iter().map(|&i| spec.operands()[i].elem.bytes()).collect(),
+        table_strides: epilogue.table_strides(isa),
+        transform,
+    };
+    let tiles: Vec<i32> = (0..winograd.unit_tiles()[0]).map(|tile| (tile * c * OPERAND_BYTES) as i32).collect();
+    let mut tables = vec![
+        Table { bytes: winograd.pack(&transformed), is_weights: true },
+        Table::new(ints(&starts)),
+        Table::new(ints(&tiles)),
+        Table::new(ints(&[0])),
+        epilogue.literal_table(isa),
+    ];
+    tables.extend(requant_tables);
+    let mut operands = vec![src];
+    operands.extend(epilogue.operands());
+    let none = WideEpilogue::none(spec)?;
+    let leaves = winograd.leaves(&none, &epilogue).map_err(|e| Unsupported::new(e.to_string()))?;
+    Ok(Lowered {
+        family: "winograd",
+        operands,
+        tables,
+        forms: epilogue.form(),
+        scratch_bytes: winograd.scratch().iter().sum(),
+        units: winograd.row_units() * winograd.channel_groups(),
+        work: geometry.macs() / 128,
+        macs: geometry.macs(),
+        is_border: false,
+        leaves,
+        body: Box::new(winograd),
+    })
+}
+
+/// The convolution with as many outputs as whole tiles have.
+fn tiled(geometry: &Geometry, transform: &Winograd2d) -> Geometry {
+    let m = [transform.rows.m, transform.cols.m];
+    Geometry { out: [0, 1].map(|axis| geometry.out[axis].next_multiple_of(m[axis])), ..*geometry }
+}
+
+impl Winograd {
+    fn m(&self) -> [usize; 2] {
+        [self.transform.rows.m, self.transform.cols.m]
+    }
+
+    /// Tiles of an image along height and width.
+    fn grid(&self) -> [usize; 2] {
+        let m = self.m();
+        [0, 1].map(|axis| self.geometry.out[axis].div_ceil(m[axis]))
+    }
+
+    fn vectors(&self) -> usize {
+        self.geometry.group_out / self.isa.lanes()
+    }
+
+    fn blocks(&self) -> usize {
+        self.vectors().div_ceil(self.schedule.nr)
+    }
+
+    fn rest_vectors(&self) -> usize {
+        self.vectors() % self.schedule.nr
+    }
+
+    fn channel_groups(&self) -> usize {
+        self.blocks().div_ceil(self.schedule.blocks)
+    }
+
+    fn row_blocks(&self) -> usize {
+        self.grid()[0].div_ceil(self.schedule.rows)
+    }
+
+    fn row_units(&self) -> usize {
+        self.geometry.batch * self.row_blocks()
+    }
+
+    /// Tile rows of a unit, and of the last one of an image.
+    fn unit_rows(&self) -> [usize; 2] {
+        let rows = self.schedule.rows;
+        [rows, self.grid()[0] - (self.row_blocks() - 1) * rows]
+    }
+
+    fn unit_tiles(&self) -> [usize; 2] {
+        self.unit_rows().map(|rows| rows * self.grid()[1])
+    }
+
+    /// Bytes of the inputs of all tiles at a position, of the sums of a block at a position, and of the weights of a
+    /// block's vector at a position.
+    fn inputs_bytes(&self) -> usize {
+        self.unit_tiles()[0] * self.geometry.channels * OPERAND_BYTES
+    }
+
+    fn tile_sum_bytes(&self) -> usize {
+        self.schedule.nr * self.isa.bytes()
+    }
+
+    fn sums_bytes(&self) -> usize {
+        self.unit_tiles()[0] * self.tile_sum_bytes()
+    }
+
+    fn vector_weights_bytes(&self) -> usize {
+        self.geometry.channels.div_ceil(2) * self.isa.bytes()
+    }
+
+    /// Scratch bytes of the transformed inputs, the sums and the prepared rows.
+    fn scratch(&self) -> [usize; 3] {
+        let positions = self.transform.positions();
+        let rows = self.source.scratch_bytes(self.schedule.rows * self.m()[0]);
+        [positions * self.inputs_bytes(), positions * self.sums_bytes(), rows].map(|b| b.next_multiple_of(64))
+    }
+
+    /// `[block][position][pair of channels][vector][lane][2]`.
+    fn pack(&self, transformed: &[i64]) -> Vec<u8> {
+        let (k, c, lanes) = (self.geometry.group_out, self.geometry.group_in, self.isa.lanes());
+        let mut out = Vec::with_capacity(2 * transformed.len());
+        for first in (0..self.vectors()).step_by(self.schedule.nr) {
+            let vectors = first..(first + self.schedule.nr).min(self.vectors());
+            for position in 0..self.transform.positions() {
+                for pair in (0..c).step_by(2) {
+                    for channel in vectors.start * lanes..vectors.end * lanes {
+                        for i in pair..pair + 2 {
+                            let at = (position * k + channel) * c + i;
+                            let weight = if i < c { transformed[at] } else { 0 };
+                            out.extend((weight as i16).to_le_bytes());
+                        }
+                    }
+                }
+            }
+        }
+        out
+    }
+
+    fn leaves(&mut self, none: &WideEpilogue, epilogue: &WideEpilogue) -> Result<Vec<Leaf>, AsmError> {
+        let (mr, nr) = (self.schedule.mr, self.schedule.nr);
+        let micro = Micro {
+            isa: self.isa,
+            multiply: Multiply::I16,
+            runs: 1,
+            steps: self.geometry.group_in.div_ceil(2),
+            load: Load::Direct,
+            window: Window::All,
+            epilogue: none,
+            dst: Elem::I32,
+            channels: nr * self.isa.lanes(),
+        };
+        let mut leaves = Vec::new();
+        let sizes = self.unit_tiles().into_iter().flat_map(|tiles| [mr.min(tiles), tiles % mr]);
+        let sizes: std::collections::BTreeSet<usize> = sizes.filter(|&size| size > 0).collect();
+        let full = if self.vectors() >= nr { nr } else { 0 };
+        for &size in &sizes {
+            for vectors in [full, self.rest_vectors()].into_iter().filter(|&v| v > 0) {
+                leaves.push(Leaf { name: format!("products.{size}x{vectors}"), code: micro.assemble(size, vectors)? });
+                self.products.push((size, vectors));
+            }
+        }
+        let m = self.m();
+        let [rests, _] = [[0, 1].map(|axis| self.geometry.out[axis] % m[axis]), m];
+        for rows in [m[0], rests[0]].into_iter().filter(|&r| r > 0) {
+            for columns in [m[1], rests[1]].into_iter().filter(|&r| r > 0) {
+                let outputs = Outputs {
+                    dst: self.dst,
+                    channels: self.geometry.channels_out(),
+                    columns: self.geometry.out[1],
+                    position: self.sums_bytes(),
+                    valid: [rows, columns],
+                };
+                let code = assemble_output(self.isa, &self.transform, epilogue, &outputs)?;
+                leaves.push(Leaf { name: format!("outputs.{rows}x{columns}"), code });
+                self.outputs.push([rows, columns]);
+            }
+        }
+        let layout = InputLayout {
+            row: self.source.row_bytes(),
+            pixel: self.geometry.channels * OPERAND_BYTES,
+            position: self.inputs_bytes(),
+        };
+        let code = assemble_input(self.isa, &self.transform, epilogue, &layout)?;
+        leaves.push(Leaf { name: "inputs".into(), code });
+        Ok(leaves)
+    }
+
+    fn product(&self, frame: &Frame, tiles: usize, vectors: usize) -> Result<FuncRef, Unsupported> {
+        let found = self.products.iter().position(|&p| p == (tiles, vectors)).and_then(|i| frame.leaves.get(i));
+        found.copied().ok_or_else(|| Unsupported::new(format!("no product kernel of {tiles} x {vectors}")))
+    }
+
+    fn output(&self, frame: &Frame, valid: [usize; 2]) -> Result<FuncRef, Unsupported> {
+        let found = self.outputs.iter().position(|&o| o == valid);
+        let leaf = found.and_then(|i| frame.leaves.get(self.products.len() + i));
+        leaf.copied().ok_or_else(|| Unsupported::new(format!("no output transform of {valid:?}")))
+    }
+}
+
+/// A unit of work.
+struct Unit {
+    image: Value,
+    /// First tile row, counted in the image.
+    first_row: Value,
+    /// Tile rows, one of [`Winograd::unit_rows`].
+    rows: usize,
+    first_block: Value,
+    end_block: Value,
+    inputs: Value,
+    sums: Value,
+    prepared: Value,
+}
+
+impl Body for Winograd {
+    fn emit(&self, c: &mut Code, frame: &Frame) -> Result<(), Unsupported> {
+        let units = c.int(self.row_units() * self.channel_groups());
+        let mut outcome = Ok(());
+        c.range(frame.task, units, frame.tasks, |c, unit| {
+            let (row_unit, group) = c.div_rem(unit, self.channel_groups());
+            let (image, row_block) = c.div_rem(row_unit, self.row_blocks());
+            let first_block = c.mul_int(group, self.schedule.blocks);
+            let end_block = c.add_int(first_block, self.schedule.blocks);
+            let [inputs, sums, _] = self.scratch();
+            let sums_at = c.add_int(frame.scratch, inputs);
+            let unit = Unit {
+                image,
+                first_row: c.mul_int(row_block, self.schedule.rows),
+                rows: 0,
+                first_block,
+                end_block: c.min_int(end_block, self.blocks()),
+                inputs: frame.scratch,
+                sums: sums_at,
+                prepared: c.add_int(sums_at, sums),
+            };
+            let [whole, last] = self.unit_rows();
+            if whole == last {
+                outcome = self.unit(c, frame, &Unit { rows: whole, ..unit });
+                return;
+            }
+            let is_whole = c.below(row_block, self.row_blocks() - 1);
+            let (mut a, mut b) = (Ok(()), Ok(()));
+            c.if_else(
+                is_whole,
+                |c| a = self.unit(c, frame, &Unit { rows: whole, ..unit }),
+                |c| b = self.unit(c, frame, &Unit { rows: last, ..unit }),
+            );
+            outcome = a.and(b);
+        });
+        outcome
+    }
+}
+
+impl Winograd {
+    fn unit(&self, c: &mut Code, frame: &Frame, unit: &Unit) -> Result<(), Unsupported> {
+        self.transform_inputs(c, frame, unit)?;
+        let one = c.int(1);
+        let mut outcome = Ok(());
+        c.range(unit.first_block, unit.end_block, one, |c, block| {
+            let run = |c: &mut Code, vectors: usize| {
+                self.multiply(c, frame, unit, (block, vectors))?;
+                self.transform_outputs(c, frame, unit, (block, vectors))
+            };
+            outcome = match (self.rest_vectors(), self.blocks()) {
+                (0, _) => run(c, self.schedule.nr),
+                (rest, 1) => run(c, rest),
+                (rest, blocks) => {
+                    let is_full = c.below(block, blocks - 1);
+                    let (mut a, mut b) = (Ok(()), Ok(()));
+                    c.if_else(is_full, |c| a = run(c, self.schedule.nr), |c| b = run(c, rest));
+                    a.and(b)
+                }
+            };
+        });
+        outcome
+    }
+
+    fn transform_inputs(&self, c: &mut Code, frame: &Frame, unit: &Unit) -> Result<(), Unsupported> {
+        let Some(&leaf) = frame.leaves.last() else {
+            return Err(Unsupported::new("no input transform"));
+        };
+        let geometry = &self.geometry;
+        let image_bytes = geometry.size[0] * geometry.size[1] * geometry.pixel_bytes();
+        let image = c.offset(frame.operands[0], unit.image, image_bytes);
+        let [m_rows, m_columns] = self.m();
+        let first = c.mul_int(unit.first_row, m_rows);
+        let rows = self.source.prepare(c, image, first, self.schedule.rows * m_rows, unit.prepared);
+        let vectors = c.int(geometry.channels * OPERAND_BYTES / self.isa.bytes());
+        let columns = self.grid()[1];
+        let tile_bytes = geometry.channels * OPERAND_BYTES;
+        c.count(unit.rows, 1, |c, row| {
+            let from = c.offset(rows, row, m_rows * self.source.row_bytes());
+            let to = c.offset(unit.inputs, row, columns * tile_bytes);
+            c.count(columns, 1, |c, column| {
+                let from = c.offset(from, column, m_columns * tile_bytes);
+                let to = c.offset(to, column, tile_bytes);
+                call(c, leaf, &[from, to, vectors, frame.tables[LITERALS]]);
+            });
+        });
+        Ok(())
+    }
+
+    /// The sums of a block at every position.
+    fn multiply(
+        &self,
+        c: &mut Code,
+        frame: &Frame,
+        unit: &Unit,
+        (block, vectors): (Value, usize),
+    ) -> Result<(), Unsupported> {
+        let mr = self.schedule.mr;
+        let tiles = unit.rows * self.grid()[1];
+        let (whole, rest) = (tiles / mr, tiles % mr);
+        let positions = self.transform.positions();
+        let block_bytes = positions * self.schedule.nr * self.vector_weights_bytes();
+        let block_weights = c.offset(frame.tables[WEIGHTS], block, block_bytes);
+        let block_start = c.offset(frame.tables[START], block, self.schedule.nr * self.isa.bytes());
+        let (leaf, rest_leaf) = (
+            if whole > 0 { Some(self.product(frame, mr, vectors)?) } else { None },
+            if rest > 0 { Some(self.product(frame, rest, vectors)?) } else { None },
+        );
+        c.count(positions, 1, |c, position| {
+            let src = c.offset(unit.inputs, position, self.inputs_bytes());
+            let weights = c.offset(block_weights, position, vectors * self.vector_weights_bytes());
+            let start = c.offset(block_start, position, 4 * self.geometry.group_out);
+            let sums = c.offset(unit.sums, position, self.sums_bytes());
+            let run = |c: &mut Code, tile: Value, leaf: FuncRef| {
+                let mut words = [frame.dst; FIXED_WORDS];
+                words[Word::Pixels as usize] = c.offset(frame.tables[TILES], tile, 4);
+                words[Word::Src as usize] = src;
+                words[Word::Weights as usize] = weights;
+                words[Word::Start as usize] = start;
+                words[Word::Dst as usize] = c.offset(sums, tile, self.tile_sum_bytes());
+                words[Word::Runs as usize] = frame.tables[RUNS];
+                words[Word::Literals as usize] = frame.tables[LITERALS];
+                call(c, leaf, &words);
+            };
+            if let Some(leaf) = leaf {
+                c.count(whole, 1, |c, group| {
+                    let tile = c.mul_int(group, mr);
+                    run(c, tile, leaf);
+                });
+            }
+            if let Some(leaf) = rest_leaf {
+                let tile = c.int(whole * mr);
+                run(c, tile, leaf);
+            }
+        });
+        Ok(())
+    }
+
+    fn transform_outputs(
+        &self,
+        c: &mut Code,
+        frame: &Frame,
+        unit: &Unit,
+        (block, vectors): (Value, usize),
+    ) -> Result<(), Unsupported> {
+        let (m, grid, out) = (self.m(), self.grid(), self.geometry.out);
+        let mut outcome = Ok(());
+        let rests = [0, 1].map(|axis| out[axis] % m[axis]);
+        c.count(unit.rows, 1, |c, row| {
+            let tile_row = c.add(unit.first_row, row);
+            let mut of_row = |c: &mut Code, rows: usize| {
+                let (whole, rest) = (out[1] / m[1], rests[1]);
+                let mut tile = |c: &mut Code, column: Value, columns: usize| {
+                    let result =
+                        self.transform_output(c, frame, unit, (block, vectors), [row, column], [rows, columns]);
+                    let before = std::mem::replace(&mut outcome, Ok(()));
+                    outcome = before.and(result);
+                };
+                if whole > 0 {
+                    c.count(whole, 1, |c, column| tile(c, column, m[1]));
+                }
+                if rest > 0 {
+                    let column = c.int(whole);
+                    tile(c, column, rest);
+                }
+            };
+            match (rests[0], grid[0]) {
+                (0, _) => of_row(c, m[0]),
+                (rest, 1) => of_row(c, rest),
+                (rest, all) => {
+                    let is_whole = c.below(tile_row, all - 1);
+                    let of_row = std::cell::RefCell::new(of_row);
+                    c.if_else(is_whole, |c| (of_row.borrow_mut())(c, m[0]), |c| (of_row.borrow_mut())(c, rest));
+                }
+            }
+        });
+        outcome
+    }
+
+    fn transform_output(
+        &self,
+        c: &mut Code,
+        frame: &Frame,
+        unit: &Unit,
+        (block, vectors): (Value, usize),
+        [row, column]: [Value; 2],
+        valid: [usize; 2],
+    ) -> Result<(), Unsupported> {
+        let leaf = self.output(frame, valid)?;
+        let ([m_rows, m_columns], [height, width]) = (self.m(), self.geometry.out);
+        let tile = c.mul_int(row, self.grid()[1]);
+        let tile = c.add(tile, column);
+        let sums = c.offset(unit.sums, tile, self.tile_sum_bytes());
+        let y = c.add(unit.first_row, row);
+        let y = c.mul_int(y, m_rows);
+        let y = c.offset(y, unit.image, height);
+        let x = c.mul_int(column, m_columns);
+        let pixel = c.offset(x, y, width);
+        let channel = c.mul_int(block, self.schedule.nr * self.isa.lanes());
+        let element = c.offset(channel, pixel, self.geometry.channels_out());
+        let to = c.offset(frame.dst, element, self.dst.bytes());
+        let count = c.int(vectors);
+        let mut words = vec![sums, to, count, frame.tables[LITERALS]];
+        for (i, &bytes) in self.operand_bytes.iter().enumerate() {
+            words.push(c.offset(frame.operands[1 + i], element, bytes));
+        }
+        for (i, &stride) in self.table_strides.iter().enumerate() {
+            words.push(c.offset(frame.tables[FIRST_EPILOGUE_TABLE + i], block, stride * self.schedule.nr));
+        }
+        call(c, leaf, &words);
+        Ok(())
+    }
+}
