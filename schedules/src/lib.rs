@@ -68,8 +68,17 @@ pub enum ScheduleError {
 impl Schedule {
     /// The schedule used where nothing has been measured.
     pub fn default_for(spec: &KernelSpec, machine: Machine) -> Schedule {
-        let wide = ConvGeometry::of(spec).and_then(|geometry| WideSchedule::default_for(&geometry, machine));
-        wide.map_or_else(|| Schedule::portable_for(spec, machine), Schedule::Wide)
+        Schedule::preferred(spec, machine).swap_remove(0)
+    }
+
+    /// Schedules in the order in which they should be used where nothing has been measured. A kernel's constants may
+    /// rule out all but the last.
+    pub fn preferred(spec: &KernelSpec, machine: Machine) -> Vec<Schedule> {
+        let geometry = ConvGeometry::of(spec);
+        let winograd = geometry.as_ref().and_then(|g| WinogradSchedule::default_for(g, machine));
+        let wide = geometry.as_ref().and_then(|g| WideSchedule::default_for(g, machine));
+        let assembled = winograd.map(Schedule::Winograd).into_iter().chain(wide.map(Schedule::Wide));
+        assembled.chain([Schedule::portable_for(spec, machine)]).collect()
     }
 
     /// The default among schedules without assembled kernels, which every kernel has.

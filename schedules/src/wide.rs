@@ -95,14 +95,15 @@ pub fn worst_window(src: Elem, src_range: Range, wei: Range) -> i64 {
 impl WideSchedule {
     pub(crate) fn default_for(geometry: &ConvGeometry, machine: Machine) -> Option<WideSchedule> {
         let all = tiles(geometry, machine);
-        let lanes = geometry.wide_machine(machine)?.lanes;
-        let cost = |s: &WideSchedule| (s.cost(geometry, lanes), s.mr);
+        let wide = geometry.wide_machine(machine)?;
+        let lanes = wide.lanes;
+        let cost = |s: &WideSchedule| (s.cost(geometry, wide), s.mr);
         let (multiply, mr, nr) = all.iter().min_by_key(|s| cost(s)).map(|s| (s.multiply, s.mr, s.nr))?;
         Some(WideSchedule::with_tile(geometry, lanes, multiply, mr, nr))
     }
 
     /// Estimated time of all tiles in units of an eighth of a cycle's vector instructions.
-    fn cost(&self, geometry: &ConvGeometry, lanes: usize) -> usize {
+    fn cost(&self, geometry: &ConvGeometry, WideMachine { lanes, registers: registers_all, .. }: WideMachine) -> usize {
         let vectors = geometry.channels.div_ceil(lanes);
         let steps = (geometry.depth / self.multiply.step()).max(1);
         // Vector instructions of a product, and loads of a step; a short tile cannot hide their latency.
@@ -113,7 +114,9 @@ impl WideSchedule {
         };
         let step = |mr: usize, nr: usize| {
             let vector = (mr * nr * per_product).max(10) * 8 / 3;
-            let loads = (mr + nr) * 8 / 2;
+            // Weights that no register is left for are read again for every pixel.
+            let held = mr > 1 && registers(self.multiply, mr, nr) + nr <= registers_all;
+            let loads = (mr + if held { nr } else { mr * nr }) * 8 / 2;
             vector.max(loads) + (vector + loads) / 8
         };
         let column = |mr: usize| {
@@ -153,9 +156,11 @@ impl WideSchedule {
 
     pub(crate) fn candidates(geometry: &ConvGeometry, machine: Machine) -> Vec<WideSchedule> {
         let mut all = tiles(geometry, machine);
-        let lanes = geometry.wide_machine(machine).map_or(1, |w| w.lanes);
-        let best = all.iter().map(|s| s.cost(geometry, lanes)).min().unwrap_or(0);
-        all.retain(|s| s.cost(geometry, lanes) <= best * 3 / 2);
+        let Some(wide) = geometry.wide_machine(machine) else {
+            return all;
+        };
+        let best = all.iter().map(|s| s.cost(geometry, wide)).min().unwrap_or(0);
+        all.retain(|s| s.cost(geometry, wide) <= best * 3 / 2);
         for schedule in all.clone() {
             all.push(WideSchedule { rows: schedule.rows.div_ceil(2), ..schedule });
             all.push(WideSchedule { blocks: schedule.blocks.div_ceil(2), ..schedule });

@@ -6,6 +6,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use hawqc_ir::Elem;
+
 use crate::Machine;
 use crate::conv::ConvGeometry;
 use crate::winograd::{Kernel, Lane, Member};
@@ -32,6 +34,18 @@ impl WinogradSchedule {
     /// The algorithm for a kernel of `taps`, if there is one.
     pub fn member(&self, taps: [usize; 2]) -> Option<Member> {
         Member::new(Kernel { taps, stride: [1, 1] }, self.outputs, [&[], &[]], Lane::I16)
+    }
+
+    /// The schedule worth having without a measurement: tiles of 4x4 outputs on machines without an 8-bit dot
+    /// product, where products of 16-bit lanes cost no more, for images large enough to make up for weights that
+    /// take eight times the bytes. Measured on one core with AVX2: `docs/results.md`.
+    pub(crate) fn default_for(geometry: &ConvGeometry, machine: Machine) -> Option<WinogradSchedule> {
+        let four_bits = geometry.wei == Elem::I4;
+        let smallest = if four_bits { 28 } else { 14 };
+        let large = geometry.image_rows.min(geometry.row_pixels) >= smallest;
+        let worthwhile = large && !geometry.wide_machine(machine)?.dot;
+        let mut all = WinogradSchedule::candidates(geometry, machine).into_iter();
+        all.find(|s| worthwhile && s.outputs == [4, 4] && (s.mr, s.nr) == (6, 2))
     }
 
     pub(crate) fn candidates(geometry: &ConvGeometry, machine: Machine) -> Vec<WinogradSchedule> {

@@ -351,20 +351,16 @@ impl Builder {
     }
 }
 
-/// The default schedule that this kernel's constants allow: what a wide kernel refuses, the portable one has.
+/// The first preferred schedule that this kernel's constants allow.
 fn default_lowering(
     spec: &KernelSpec,
     machine: Machine,
     lower: impl Fn(Schedule) -> Result<Lowered, Unsupported>,
 ) -> (Schedule, Result<Lowered, Unsupported>) {
-    let first = Schedule::default_for(spec, machine);
-    match lower(first) {
-        Err(_) if matches!(first, Schedule::Wide(_)) => {
-            let portable = Schedule::portable_for(spec, machine);
-            (portable, lower(portable))
-        }
-        lowered => (first, lowered),
-    }
+    let mut preferred = Schedule::preferred(spec, machine);
+    let last = preferred.pop().unwrap_or(Schedule::Default);
+    let found = preferred.into_iter().find_map(|schedule| Some((schedule, Ok(lower(schedule).ok()?))));
+    found.unwrap_or_else(|| (last, lower(last)))
 }
 
 /// The blocks of memory: one for each kernel's result, then one for each step with scratch memory;
