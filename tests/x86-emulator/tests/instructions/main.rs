@@ -1,0 +1,8 @@
+//! Instructions one by one.
+
+mod enumerate;
+mod evex;
+mod faults;
+#[cfg(target_arch = "x86_64")]
+mod native;
+mod operands;
