@@ -201,14 +201,23 @@ fn operands(inst: &mut Inst, instruction: &Instruction) -> bool {
         Operand::Memory => inst.memory_bytes,
         _ => 0,
     };
-    if inst.legacy && matches!(inst.operands[0], Operand::Vector(_)) {
-        let access = InstructionInfoFactory::new().info(instruction).op0_access();
-        if matches!(access, OpAccess::ReadWrite | OpAccess::ReadCondWrite) {
-            inst.operands.copy_within(0..4, 1);
-        }
+    if inst.legacy && matches!(inst.operands[0], Operand::Vector(_)) && reads_destination(instruction) {
+        inst.operands.copy_within(0..4, 1);
     }
     inst.align = alignment(inst, bytes);
     true
+}
+
+/// Whether a legacy instruction's destination is a source too.
+fn reads_destination(instruction: &Instruction) -> bool {
+    let mut instruction = *instruction;
+    // `pxor xmm0, xmm0` and its like are listed as not reading their operand.
+    if instruction.op1_kind() == OpKind::Register && instruction.op0_register() == instruction.op1_register() {
+        let first = instruction.op0_register() == Register::XMM0;
+        instruction.set_op1_register(if first { Register::XMM1 } else { Register::XMM0 });
+    }
+    let access = InstructionInfoFactory::new().info(&instruction).op0_access();
+    matches!(access, OpAccess::ReadWrite | OpAccess::ReadCondWrite)
 }
 
 fn register_operand(register: Register) -> Option<Operand> {

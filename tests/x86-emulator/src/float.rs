@@ -109,8 +109,12 @@ fn packed(i: &Inst) -> Option<Handler> {
         Sqrtpd | Vsqrtpd => |m, i| map1::<f64, f64>(m, i, root(f64::sqrt)),
         Roundps | Vroundps => |m, i| map1::<f32, f32>(m, i, root(|a: f32| a.rounded(i.immediate))),
         Roundpd | Vroundpd => |m, i| map1::<f64, f64>(m, i, root(|a: f64| a.rounded(i.immediate))),
-        Vrndscaleps if i.immediate >> 4 & 15 == 0 => |m, i| map1::<f32, f32>(m, i, root(|a: f32| a.rounded(i.immediate))),
-        Vrndscalepd if i.immediate >> 4 & 15 == 0 => |m, i| map1::<f64, f64>(m, i, root(|a: f64| a.rounded(i.immediate))),
+        Vrndscaleps if i.immediate >> 4 & 15 == 0 => {
+            |m, i| map1::<f32, f32>(m, i, root(|a: f32| a.rounded(i.immediate)))
+        }
+        Vrndscalepd if i.immediate >> 4 & 15 == 0 => {
+            |m, i| map1::<f64, f64>(m, i, root(|a: f64| a.rounded(i.immediate)))
+        }
         Cmpps | Vcmpps => |m, i| compare::<f32>(m, i, |a, b| related(i, a, b)),
         Cmppd | Vcmppd => |m, i| compare::<f64>(m, i, |a, b| related(i, a, b)),
         _ => return None,
@@ -190,12 +194,7 @@ fn scalar(i: &Inst) -> Option<Handler> {
 fn order<T: Float>(m: &mut Machine, i: &Inst) -> Done {
     let (a, b) = (T::get(&m.source(i, 0, 0)?, 0), T::get(&m.source(i, 1, 0)?, 0));
     let unordered = a.is_nan() || b.is_nan();
-    m.flags = Flags {
-        zero: unordered || a == b,
-        parity: unordered,
-        carry: unordered || a < b,
-        ..Flags::default()
-    };
+    m.flags = Flags { zero: unordered || a == b, parity: unordered, carry: unordered || a < b, ..Flags::default() };
     Ok(())
 }
 

@@ -331,7 +331,7 @@ fn divide(m: &mut Machine, i: &Inst, is_signed: bool) -> Done {
 }
 
 /// A shift by a count that is not zero: the result, the carry and the overflow flag.
-type Shift = fn(a: u64, count: u32, size: usize, carry: bool) -> (u64, bool, bool);
+type Shift = fn(a: u64, count: u32, size: usize) -> (u64, bool, bool);
 
 fn shift(m: &mut Machine, i: &Inst, f: Shift) -> Done {
     let count = match i.operands[1] {
@@ -343,7 +343,7 @@ fn shift(m: &mut Machine, i: &Inst, f: Shift) -> Done {
         // A 32-bit destination is still extended.
         return m.set(i, 0, a);
     }
-    let (value, carry, overflow) = f(a, count, i.size, m.flags.carry);
+    let (value, carry, overflow) = f(a, count, i.size);
     m.flags.carry = carry;
     m.flags.overflow = overflow;
     if !matches!(i.mnemonic, Mnemonic::Rol | Mnemonic::Ror) {
@@ -352,17 +352,17 @@ fn shift(m: &mut Machine, i: &Inst, f: Shift) -> Done {
     m.set(i, 0, value)
 }
 
-fn shl(a: u64, count: u32, size: usize, _: bool) -> (u64, bool, bool) {
+fn shl(a: u64, count: u32, size: usize) -> (u64, bool, bool) {
     let wide = u128::from(a) << count;
     let (value, carry) = (cut(wide as u64, size), wide >> (8 * size) & 1 == 1);
     (value, carry, (signed(value, size) < 0) != carry)
 }
 
-fn shr(a: u64, count: u32, size: usize, _: bool) -> (u64, bool, bool) {
+fn shr(a: u64, count: u32, size: usize) -> (u64, bool, bool) {
     (a >> count, a >> (count - 1) & 1 == 1, signed(a, size) < 0)
 }
 
-fn sar(a: u64, count: u32, size: usize, _: bool) -> (u64, bool, bool) {
+fn sar(a: u64, count: u32, size: usize) -> (u64, bool, bool) {
     let a = signed(a, size);
     (cut((a >> count) as u64, size), a >> (count - 1) & 1 == 1, false)
 }
@@ -373,12 +373,12 @@ fn rotated(a: u64, size: usize, left: u32) -> u64 {
     if left == 0 { a } else { cut(a << left, size) | a >> (bits - left) }
 }
 
-fn rol(a: u64, count: u32, size: usize, _: bool) -> (u64, bool, bool) {
+fn rol(a: u64, count: u32, size: usize) -> (u64, bool, bool) {
     let value = rotated(a, size, count);
     (value, value & 1 == 1, (signed(value, size) < 0) != (value & 1 == 1))
 }
 
-fn ror(a: u64, count: u32, size: usize, _: bool) -> (u64, bool, bool) {
+fn ror(a: u64, count: u32, size: usize) -> (u64, bool, bool) {
     let bits = 8 * size as u32;
     let value = rotated(a, size, bits - count % bits);
     let (top, below) = (value >> (bits - 1) & 1, value >> (bits - 2) & 1);

@@ -312,9 +312,7 @@ impl Machine {
     #[inline]
     pub(crate) fn get(&self, i: &Inst, k: usize) -> Done<u64> {
         match i.operands[k] {
-            Operand::General { number, size, shift } => {
-                Ok(cut(self.general[number as usize] >> shift, size.into()))
-            }
+            Operand::General { number, size, shift } => Ok(cut(self.general[number as usize] >> shift, size.into())),
             Operand::Immediate(value) => Ok(cut(value, i.size)),
             Operand::Memory => self.read_sized(self.address(i), i.memory_bytes),
             Operand::Mask(number) => Ok(self.masks[number as usize]),

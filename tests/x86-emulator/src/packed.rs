@@ -93,7 +93,6 @@ fn ternary(table: u64, [a, b, c]: [u64; 3]) -> u64 {
 }
 
 fn shifts(i: &Inst) -> Option<Handler> {
-    // AVX-512 shares mnemonics between counts from one register and counts per lane nowhere.
     use Mnemonic::*;
     Some(match i.mnemonic {
         Psllw | Vpsllw => |m, i| shift::<u16>(m, i, |a, n| if n < 16 { a << n } else { 0 }),
@@ -161,25 +160,23 @@ fn products(i: &Inst) -> Option<Handler> {
         Pmullw | Vpmullw => |m, i| map2(m, i, u16::wrapping_mul),
         Pmulld | Vpmulld => |m, i| map2(m, i, u32::wrapping_mul),
         Vpmullq => |m, i| map2(m, i, u64::wrapping_mul),
-        Pmulhw | Vpmulhw => |m, i| map2::<i16>(m, i, |a, b| (i32::from(a) * i32::from(b) >> 16) as i16),
-        Pmulhuw | Vpmulhuw => |m, i| map2::<u16>(m, i, |a, b| (u32::from(a) * u32::from(b) >> 16) as u16),
+        Pmulhw | Vpmulhw => |m, i| map2::<i16>(m, i, |a, b| ((i32::from(a) * i32::from(b)) >> 16) as i16),
+        Pmulhuw | Vpmulhuw => |m, i| map2::<u16>(m, i, |a, b| ((u32::from(a) * u32::from(b)) >> 16) as u16),
         Pmulhrsw | Vpmulhrsw => {
-            |m, i| map2::<i16>(m, i, |a, b| ((i32::from(a) * i32::from(b) >> 14) + 1 >> 1) as i16)
+            |m, i| map2::<i16>(m, i, |a, b| ((((i32::from(a) * i32::from(b)) >> 14) + 1) >> 1) as i16)
         }
         Pmuldq | Vpmuldq => |m, i| map2::<i64>(m, i, |a, b| i64::from(a as i32) * i64::from(b as i32)),
         Pmuludq | Vpmuludq => |m, i| map2::<u64>(m, i, |a, b| u64::from(a as u32) * u64::from(b as u32)),
-        Pmaddwd | Vpmaddwd => |m, i| sums::<i16, i16, i32>(m, i, |_| 0, |a, b| multiply(a, b), |sum| sum as i32),
+        Pmaddwd | Vpmaddwd => |m, i| sums::<i16, i16, i32>(m, i, |_| 0, multiply, |sum| sum as i32),
         Pmaddubsw | Vpmaddubsw => |m, i| {
             let cut = |sum: i64| sum.clamp(i16::MIN.into(), i16::MAX.into()) as i16;
-            sums::<u8, i8, i16>(m, i, |_| 0, |a, b| multiply(a, b), cut)
+            sums::<u8, i8, i16>(m, i, |_| 0, multiply, cut)
         },
-        Psadbw | Vpsadbw => {
-            |m, i| sums::<u8, u8, u64>(m, i, |_| 0, |a, b| a.abs_diff(b).into(), |sum| sum as u64)
-        }
-        Vpdpbusd => |m, i| sums::<u8, i8, i32>(m, i, i64::from, |a, b| multiply(a, b), |sum| sum as i32),
-        Vpdpbusds => |m, i| sums::<u8, i8, i32>(m, i, i64::from, |a, b| multiply(a, b), saturated),
-        Vpdpwssd => |m, i| sums::<i16, i16, i32>(m, i, i64::from, |a, b| multiply(a, b), |sum| sum as i32),
-        Vpdpwssds => |m, i| sums::<i16, i16, i32>(m, i, i64::from, |a, b| multiply(a, b), saturated),
+        Psadbw | Vpsadbw => |m, i| sums::<u8, u8, u64>(m, i, |_| 0, |a, b| a.abs_diff(b).into(), |sum| sum as u64),
+        Vpdpbusd => |m, i| sums::<u8, i8, i32>(m, i, i64::from, multiply, |sum| sum as i32),
+        Vpdpbusds => |m, i| sums::<u8, i8, i32>(m, i, i64::from, multiply, saturated),
+        Vpdpwssd => |m, i| sums::<i16, i16, i32>(m, i, i64::from, multiply, |sum| sum as i32),
+        Vpdpwssds => |m, i| sums::<i16, i16, i32>(m, i, i64::from, multiply, saturated),
         _ => return None,
     })
 }

@@ -15,9 +15,9 @@ fn shuffles(i: &Inst) -> Option<Handler> {
     use Mnemonic::*;
     Some(match i.mnemonic {
         Pshufd | Vpshufd => |m, i| choose1::<u32>(m, i, 4, |lane| lane & !3 | two_bits(i, lane & 3)),
-        Pshuflw | Vpshuflw => |m, i| {
-            choose1::<u16>(m, i, 2, |lane| if lane & 4 == 0 { lane & !7 | two_bits(i, lane & 3) } else { lane })
-        },
+        Pshuflw | Vpshuflw => {
+            |m, i| choose1::<u16>(m, i, 2, |lane| if lane & 4 == 0 { lane & !7 | two_bits(i, lane & 3) } else { lane })
+        }
         Pshufhw | Vpshufhw => |m, i| {
             choose1::<u16>(m, i, 2, |lane| if lane & 4 == 0 { lane } else { lane & !7 | 4 | two_bits(i, lane & 3) })
         },
@@ -27,7 +27,9 @@ fn shuffles(i: &Inst) -> Option<Handler> {
             })
         },
         Shufpd | Vshufpd => |m, i| {
-            choose2::<u64>(m, i, 8, |lane, lanes| Some(lane & !1 | bit(i, lane) | if lane & 1 == 0 { 0 } else { lanes }))
+            choose2::<u64>(m, i, 8, |lane, lanes| {
+                Some(lane & !1 | bit(i, lane) | if lane & 1 == 0 { 0 } else { lanes })
+            })
         },
         Vpermilps if by_immediate(i) => |m, i| choose1::<u32>(m, i, 4, |lane| lane & !3 | two_bits(i, lane & 3)),
         Vpermilpd if by_immediate(i) => |m, i| choose1::<u64>(m, i, 8, |lane| lane & !1 | bit(i, lane)),
@@ -59,12 +61,8 @@ fn shuffles(i: &Inst) -> Option<Handler> {
         },
         Valignd => |m, i| align::<u32>(m, i),
         Valignq => |m, i| align::<u64>(m, i),
-        Pslldq | Vpslldq => |m, i| {
-            choose_bytes(m, i, |at, n| at.checked_sub(n))
-        },
-        Psrldq | Vpsrldq => |m, i| {
-            choose_bytes(m, i, |at, n| Some(at + n).filter(|from| *from < 16))
-        },
+        Pslldq | Vpslldq => |m, i| choose_bytes(m, i, |at, n| at.checked_sub(n)),
+        Psrldq | Vpsrldq => |m, i| choose_bytes(m, i, |at, n| Some(at + n).filter(|from| *from < 16)),
         Pblendw | Vpblendw => |m, i| blend::<u16>(m, i, 7),
         Vpblendd | Blendps | Vblendps => |m, i| blend::<u32>(m, i, 7),
         Blendpd | Vblendpd => |m, i| blend::<u64>(m, i, 7),

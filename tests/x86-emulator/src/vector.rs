@@ -199,8 +199,8 @@ pub(crate) fn map3<T: Lane>(m: &mut Machine, i: &Inst, f: impl Fn(T, T, T) -> T)
     m.store(i, &out, T::BYTES)
 }
 
-/// Sums over the narrow lanes of each wide lane of `f` of the narrow lanes, beginning with the
-/// destination if `accumulate`; `finish` brings a sum to the wide lane.
+/// For each wide lane the sum of `f` of the narrow lanes in it, beginning with `start` of the
+/// destination's wide lane; `finish` brings the sum to the width of the lane.
 #[inline]
 pub(crate) fn sums<A: Lane, B: Lane, D: Lane>(
     m: &mut Machine,

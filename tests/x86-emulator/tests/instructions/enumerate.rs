@@ -97,9 +97,8 @@ pub struct Opcode {
 impl Opcode {
     pub fn all() -> impl Iterator<Item = Opcode> {
         (1..=3u8).flat_map(|map| {
-            (0..8u8).flat_map(move |bits| {
-                (0..=255).map(move |byte| Opcode { map, prefix: bits & 3, w: bits >> 2, byte })
-            })
+            (0..8u8)
+                .flat_map(move |bits| (0..=255).map(move |byte| Opcode { map, prefix: bits & 3, w: bits >> 2, byte }))
         })
     }
 
