@@ -1,5 +1,6 @@
 //! Instructions one by one.
 
+mod coverage;
 mod enumerate;
 mod evex;
 mod faults;
