@@ -151,6 +151,14 @@ fn low<T: Lane>(m: &mut Machine, i: &Inst, f: impl Fn(T, T) -> T) -> Done {
     m.store_bytes(i, &out, T::BYTES, 16)
 }
 
+/// Legacy forms with one source: the rest of the destination stays.
+fn low_alone<T: Lane>(m: &mut Machine, i: &Inst, f: impl Fn(T) -> T) -> Done {
+    let last = if matches!(i.operands[2], Operand::Vector(_) | Operand::Memory) { 2 } else { 1 };
+    let (mut out, b) = (m.source(i, 0, 0)?, m.source(i, last, 0)?);
+    f(T::get(&b, 0)).set(&mut out, 0);
+    m.store_bytes(i, &out, T::BYTES, 16)
+}
+
 fn scalar(i: &Inst) -> Option<Handler> {
     if !i.operands.iter().any(|operand| matches!(operand, Operand::Vector(_))) {
         return None;
@@ -181,6 +189,10 @@ fn scalar(i: &Inst) -> Option<Handler> {
         }
         Ucomiss | Vucomiss | Comiss | Vcomiss => |m, i| order::<f32>(m, i),
         Ucomisd | Vucomisd | Comisd | Vcomisd => |m, i| order::<f64>(m, i),
+        Sqrtss => |m, i| low_alone::<f32>(m, i, root(f32::sqrt)),
+        Sqrtsd => |m, i| low_alone::<f64>(m, i, root(f64::sqrt)),
+        Roundss => |m, i| low_alone::<f32>(m, i, root(|b: f32| b.rounded(i.immediate))),
+        Roundsd => |m, i| low_alone::<f64>(m, i, root(|b: f64| b.rounded(i.immediate))),
         Vcvtsi2ss => |m, i| from_integer(m, i, |a| a as f32),
         Vcvtsi2sd => |m, i| from_integer(m, i, |a| a as f64),
         Cvttss2si | Vcvttss2si => |m, i| to_integer::<f32>(m, i, |a| a.trunc().into()),
