@@ -257,7 +257,7 @@ const COVERED: &str = "adc add and andnps andpd bsf bsr bswap bt cdq cdqe cmovb 
      pmovsxwd pmovzxbd pmovzxbw pmovzxdq pmovzxwd pmuldq pmulhrsw pmulhuw pmulhw pmulld pmullw pmuludq popcnt por \
      psadbw pshufb pshufd pshufhw pshuflw psignb psignd psignw pslld pslldq psllq psllw psrad psraw psrld psrldq \
      psrlq psrlw psubb psubd psubq psubw ptest punpckhbw punpckhdq punpckhqdq punpckhwd punpcklbw punpckldq \
-     punpcklqdq punpcklwd pxor rol ror roundps sar sbb setb setg shl shr shufps sub subps test tzcnt unpcklps xchg \
+     punpcklqdq punpcklwd pxor rol ror roundps roundss sqrtss sar sbb setb setg shl shr shufps sub subps test tzcnt unpcklps xchg \
      xor xorps";
 
 /// Of the VEX encodings at least these.
