@@ -1,18 +1,23 @@
-//! Runs one kernel through the JIT with its operands against guard pages, and compares with the
-//! interpreter.
+//! Runs one kernel with its operands against guard pages, and compares with the interpreter: through
+//! the JIT, or, for an x86-64 target that does not run on this machine, linked and in the emulator.
 
+use std::cell::RefCell;
 use std::ffi::c_void;
 use std::sync::Arc;
 
 use hawqc_ir::text::seeded;
 use hawqc_ir::*;
-use hawqc_runtime::abi::{Call, RunFn, TaskFn};
+use hawqc_runtime::abi::{self, Call, RunFn, TaskFn};
 use hawqc_schedules::Schedule;
+use hawqc_x86_emulator::{Features, Machine};
+use object::read::elf::{ElfFile64, ProgramHeader};
+use object::{Endianness, Object, ObjectSymbol, elf};
 
+use crate::link::{LinkWith, link};
 use crate::lower::lower;
-use crate::object::{JitCode, jit_module};
+use crate::object::{JitCode, jit_module, object_bytes, object_module};
 use crate::program::{Options, Program};
-use crate::target::Target;
+use crate::target::{Arch, Target};
 
 /// A buffer that ends, or starts, at a page that cannot be touched.
 pub struct Guarded {
@@ -73,6 +78,111 @@ unsafe extern "C" fn backwards(_: *mut c_void, run: TaskFn, call: *const Call, t
         // SAFETY: as the model called us.
         unsafe { run(call, task, tasks) };
     }
+}
+
+/// A program's code where it can be run.
+enum Code {
+    Native { run: RunFn, _code: JitCode },
+    Emulated(Box<Emulated>),
+}
+
+impl Code {
+    fn of(program: &Program, target: &Target) -> Code {
+        if is_emulated(target) {
+            return Code::Emulated(Box::new(Emulated::load(program, target)));
+        }
+        let mut module = jit_module(target, 64 << 20).unwrap();
+        let defined = lower(&mut module, program, Vec::from(*b"test"), false).unwrap();
+        let code = JitCode::finish(module).unwrap();
+        // SAFETY: `lower` defines entry points of this type, and `code` is kept with the pointer.
+        let run = unsafe { std::mem::transmute::<*const u8, RunFn>(code.function(defined.run)) };
+        Code::Native { run, _code: code }
+    }
+
+    /// Runs `call`, whose `inputs` and `outputs` point at tables of as many addresses as there are
+    /// buffers.
+    fn run(&self, call: &Call, inputs: &[Guarded], outputs: &[Guarded], arena: &Guarded) {
+        match self {
+            // SAFETY: every buffer has the size the program asks for and outlives the call.
+            Code::Native { run, .. } => unsafe { run(call) },
+            Code::Emulated(emulated) => emulated.run(call, inputs, outputs, arena),
+        }
+    }
+}
+
+/// A linked model for an emulated x86-64, mapped where a loader would.
+struct Emulated {
+    machine: RefCell<Machine>,
+    /// What is mapped, and how far into it.
+    readable: Vec<(usize, usize)>,
+    entry: *const u8,
+    image: Guarded,
+}
+
+impl Emulated {
+    fn load(program: &Program, target: &Target) -> Emulated {
+        let mut module = object_module(target, "model").unwrap();
+        lower(&mut module, program, Vec::from(*b"test"), false).unwrap();
+        let shared = link(&object_bytes(module).unwrap(), "model.so", &LinkWith::Own).unwrap();
+        let file = ElfFile64::<Endianness>::parse(&*shared).unwrap();
+        let endian = file.endian();
+        let run = file.dynamic_symbols().find(|symbol| symbol.name() == Ok(abi::RUN_SYMBOL)).unwrap();
+        let loads = || file.elf_program_headers().iter().filter(|header| header.p_type(endian) == elf::PT_LOAD);
+        let end = loads().map(|header| header.p_vaddr(endian) + header.p_memsz(endian)).max().unwrap();
+        let mut image = Guarded::new(end as usize, false);
+        let mut machine = Machine::new(Features::named(target.features().iter().map(|f| f.name())).unwrap());
+        let mut readable = Vec::new();
+        for header in loads() {
+            let (at, bytes) = (header.p_vaddr(endian) as usize, header.data(endian, &*shared).unwrap());
+            image.bytes()[at..at + bytes.len()].copy_from_slice(bytes);
+            readable.push((at, bytes.len()));
+            if header.p_flags(endian) & elf::PF_X != 0 {
+                // SAFETY: inside the image, which lives as long as the machine.
+                unsafe { machine.add_code(image.start.add(at), bytes.len()) };
+            }
+        }
+        machine.on_call(
+            backwards as *const () as u64,
+            Box::new(|machine, [_, run, call, tasks, ..]| {
+                for task in (0..tasks).rev() {
+                    // SAFETY: the machine's memory is restricted, see `run`.
+                    unsafe { machine.call(run as *const u8, &[call, task, tasks])? };
+                }
+                Ok(0)
+            }),
+        );
+        // SAFETY: the symbol is inside the image.
+        let entry = unsafe { image.start.add(run.address() as usize) };
+        Emulated { machine: RefCell::new(machine), readable, entry, image }
+    }
+
+    fn run(&self, call: &Call, inputs: &[Guarded], outputs: &[Guarded], arena: &Guarded) {
+        let mut machine = self.machine.borrow_mut();
+        machine.forbid_all();
+        // SAFETY: all of it is alive and of these sizes while the code runs, and nothing else may be touched.
+        let done = unsafe {
+            for &(at, bytes) in &self.readable {
+                machine.allow_read(self.image.start.add(at), bytes);
+            }
+            machine.allow_read(std::ptr::from_ref(call).cast(), size_of::<Call>());
+            machine.allow_read(call.inputs.cast(), size_of_val(&call.inputs) * inputs.len());
+            machine.allow_read(call.outputs.cast(), size_of_val(&call.outputs) * outputs.len());
+            inputs.iter().for_each(|buffer| machine.allow_read(buffer.start, buffer.len));
+            outputs.iter().chain([arena]).for_each(|buffer| machine.allow_write(buffer.start, buffer.len));
+            machine.call(self.entry, &[std::ptr::from_ref(call) as u64])
+        };
+        if let Err(fault) = done {
+            let at = fault.address.wrapping_sub(self.image.start as u64);
+            panic!("emulated code, at {at:#x} of its image: {fault}");
+        }
+    }
+}
+
+/// Whether code for `target` is run in the emulator: it is x86-64, and this machine cannot run it or
+/// `HAWQC_EMULATE=all` asks for it.
+fn is_emulated(target: &Target) -> bool {
+    let asked = std::env::var("HAWQC_EMULATE").is_ok_and(|value| value == "all");
+    target.arch() == Arch::X86_64 && (asked || !target.runs_here())
 }
 
 /// A kernel with its operands.
@@ -174,15 +284,10 @@ impl Case {
             let units = program.kernels[step.kernel].lowered.units;
             step.max_tasks = if step.scratch.is_some() { step.max_tasks } else { units.min(64) };
         }
-        let mut module = jit_module(target, 64 << 20).unwrap();
-        let defined =
-            lower(&mut module, &program, Vec::from(*b"test"), false).unwrap_or_else(|e| panic!("{}: {e}", self.name));
-        let code = JitCode::finish(module).unwrap();
-        // SAFETY: `lower` defines entry points of this type, and `code` outlives the calls.
-        let run = unsafe { std::mem::transmute::<*const u8, RunFn>(code.function(defined.run)) };
+        let code = Code::of(&program, target);
         for &threads in threads {
             for at_end in [true, false] {
-                let found = self.run(run, &program, &inputs, expected, threads, at_end);
+                let found = self.run(&code, &program, &inputs, expected, threads, at_end);
                 if found != expected.to_bytes() {
                     let found = Tensor::from_bytes(expected.elem(), expected.shape(), &found).unwrap();
                     panic!(
@@ -198,7 +303,7 @@ impl Case {
 
     fn run(
         &self,
-        run: RunFn,
+        code: &Code,
         program: &Program,
         inputs: &[Tensor],
         expected: &Tensor,
@@ -206,10 +311,10 @@ impl Case {
         at_end: bool,
     ) -> Vec<u8> {
         let inputs: Vec<Guarded> = inputs.iter().map(|t| Guarded::holding(&t.to_bytes(), at_end)).collect();
-        let mut output = Guarded::new(expected.to_bytes().len(), at_end);
+        let mut outputs = [Guarded::new(expected.to_bytes().len(), at_end)];
         let mut arena = Guarded::new(program.plan.arena_bytes, at_end);
         let input_pointers: Vec<*const c_void> = inputs.iter().map(|i| i.start.cast_const().cast()).collect();
-        let output_pointers = [output.start.cast::<c_void>()];
+        let output_pointers = [outputs[0].start.cast::<c_void>()];
         let call = Call {
             inputs: input_pointers.as_ptr(),
             outputs: output_pointers.as_ptr(),
@@ -220,13 +325,13 @@ impl Case {
             on_step: None,
             on_step_user: std::ptr::null_mut(),
         };
-        // SAFETY: every buffer has the size the program asks for and outlives the call.
-        unsafe { run(&raw const call) };
+        code.run(&call, &inputs, &outputs, &arena);
+        let output = outputs[0].bytes();
         if program.steps[0].scratch.is_none() {
-            let used = output.len;
+            let used = output.len();
             assert!(arena.bytes()[used..].iter().all(|&b| b == 0xa5), "{} wrote behind its result", self.name);
         }
-        output.bytes().to_vec()
+        output.to_vec()
     }
 }
 
@@ -244,8 +349,9 @@ fn difference(expected: &Tensor, found: &Tensor) -> String {
     format!("{} of {} elements of {:?} differ\n{}", wrong.len(), e.len(), expected.shape(), first.join("\n"))
 }
 
-/// The targets whose code this machine can run; the others are named on standard error, and are a
-/// failure where `HAWQC_REQUIRE` names one of their features (or is `all`).
+/// The targets whose code can be run here: by this machine, or in the emulator. What is emulated or
+/// skipped is named on standard error, and is a failure where `HAWQC_REQUIRE` names one of the features
+/// that this machine lacks (or is `all`).
 pub fn runnable_targets() -> Vec<Target> {
     let required = std::env::var("HAWQC_REQUIRE").unwrap_or_default();
     let mut out = Vec::new();
@@ -254,14 +360,21 @@ pub fn runnable_targets() -> Vec<Target> {
             "aarch64-i8mm" => Target::parse("aarch64").unwrap().with_changes("+i8mm").unwrap(),
             name => Target::parse(name).unwrap(),
         };
-        if target.runs_here() {
+        if target.runs_here() && !is_emulated(&target) {
             out.push(target);
             continue;
         }
         let missing: Vec<&str> = target.missing_here().iter().map(|f| f.name()).collect();
-        eprintln!("SKIPPED: kernels for {name} do not run on this machine (it lacks {missing:?})");
-        let demanded = required.split(',').any(|r| r == "all" || missing.contains(&r));
+        if is_emulated(&target) {
+            eprintln!("EMULATED: kernels for {name} run in the emulator (this machine lacks {missing:?})");
+        } else {
+            eprintln!("SKIPPED: kernels for {name} do not run on this machine (it lacks {missing:?})");
+        }
+        let demanded = !target.runs_here() && required.split(',').any(|r| r == "all" || missing.contains(&r));
         assert!(!demanded, "HAWQC_REQUIRE={required}, and {name} cannot run here");
+        if is_emulated(&target) {
+            out.push(target);
+        }
     }
     assert!(!out.is_empty());
     out
