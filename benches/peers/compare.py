@@ -6,7 +6,8 @@ DIR comes from make_models.py. Networks are compiled with the given hawqc anew. 
 (worker.py, or tract/ built with Cargo) on as many CPUs as threads; all but the one being timed are stopped. A round times every
 contender once, in an order that turns from round to round. A contender's time is the median of its rounds'
 medians; its ratio is the median over the rounds of its time divided by the reference's in the same round. The first
-contender is the reference; a ratio above 1 says that it is faster.
+contender is the reference; a ratio above 1 says that the reference is faster. Processor time, the same ratio of
+medians taken of it, is given beside: other programs that share the machine lengthen it less.
 
 Every contender's logits are set against the float network's; the JSON file holds versions, machine, load, what each
 contender says it executed, and the time of every round. `--startup N` instead starts N fresh processes of each
@@ -14,6 +15,7 @@ and reports memory, loading time and the time to the first result.
 """
 
 import argparse
+import ctypes
 import dataclasses
 import datetime
 import json
@@ -69,6 +71,12 @@ class Startup:
     logits: list[float] = field(repr=False)
 
 
+def confine(threads: int) -> None:
+    """In the new process: as many CPUs as threads, and an end with the parent, which a stopped process would outlive."""
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-threads:])
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
 class Worker:
     """A contender's process, stopped except while it is asked something."""
 
@@ -82,7 +90,6 @@ class Worker:
             if contender.runtime:
                 command += ["--runtime", contender.runtime]
         environment = os.environ | {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")}
-        cpus = sorted(os.sched_getaffinity(0))[-threads:]
         self.errors = (folder / f"{contender.name.replace(' ', '-')}.log").open("w+")
         self.process = subprocess.Popen(
             [str(c) for c in command],
@@ -91,7 +98,7 @@ class Worker:
             stderr=self.errors,
             text=True,
             env=environment,
-            preexec_fn=lambda: os.sched_setaffinity(0, cpus),
+            preexec_fn=lambda: confine(threads),
         )
         try:
             self.startup = Startup(**self.answer())
@@ -210,18 +217,39 @@ def described(worker: Worker, reference: np.ndarray) -> dict:
     return {"kind": contender.kind, "bytes": bytes_of(contender)} | startup | answers(logits, reference)
 
 
-def times(args, workers: list[Worker]) -> dict[str, list[list[int]]]:
-    """Nanoseconds of every inference: by contender, by round."""
-    taken: dict[str, list[list[int]]] = {w.contender.name: [] for w in workers}
+def times(args, workers: list[Worker]) -> dict[str, list[dict[str, list[int]]]]:
+    """Nanoseconds of every inference, `wall` and `cpu`: by contender, by round."""
+    taken: dict[str, list[dict[str, list[int]]]] = {w.contender.name: [] for w in workers}
     runs = {}
     for worker in workers:
-        once = statistics.median(worker.ask(3))
+        once = statistics.median(worker.ask(3)["wall"])
         runs[worker.contender.name] = max(3, round(args.seconds * 1e9 / once))
     for turn in range(args.rounds):
         shift = turn % len(workers)
         for worker in workers[shift:] + workers[:shift]:
             taken[worker.contender.name].append(worker.ask(runs[worker.contender.name]))
     return taken
+
+
+def summary(mine: list[dict[str, list[int]]], base: list[dict[str, list[int]]]) -> dict:
+    def medians(rounds: list[dict[str, list[int]]], clock: str) -> list[float]:
+        return [statistics.median(r[clock]) / 1e6 for r in rounds]
+
+    def ratio(clock: str) -> float:
+        return statistics.median(m / b for m, b in zip(medians(mine, clock), medians(base, clock), strict=True))
+
+    rounds = medians(mine, "wall")
+    low, high = np.percentile(rounds, [10, 90])
+    return {
+        "median_ms": statistics.median(rounds),
+        "p10_ms": float(low),
+        "p90_ms": float(high),
+        "ratio": ratio("wall"),
+        "cpu_ms": statistics.median(medians(mine, "cpu")),
+        "cpu_ratio": ratio("cpu"),
+        "rounds_ms": rounds,
+        "inferences_a_round": len(mine[0]["wall"]),
+    }
 
 
 def timed(args, network: str, threads: int) -> dict:
@@ -232,22 +260,11 @@ def timed(args, network: str, threads: int) -> dict:
     workers = start(found, skipped, folder, size, threads)
     try:
         taken = times(args, workers)
+        base = taken[workers[0].contender.name]
         results = {}
         for worker in workers:
-            name = worker.contender.name
-            rounds = [statistics.median(r) / 1e6 for r in taken[name]]
-            base = [statistics.median(r) / 1e6 for r in taken[workers[0].contender.name]]
-            low, high = np.percentile(rounds, [10, 90])
-            results[name] = described(worker, reference) | {
-                "did": worker.ask("did"),
-                "median_ms": statistics.median(rounds),
-                "p10_ms": float(low),
-                "p90_ms": float(high),
-                "fastest_ms": min(min(r) for r in taken[name]) / 1e6,
-                "ratio": statistics.median(mine / theirs for mine, theirs in zip(rounds, base, strict=True)),
-                "rounds_ms": rounds,
-                "inferences_a_round": len(taken[name][0]),
-            }
+            mine = taken[worker.contender.name]
+            results[worker.contender.name] = described(worker, reference) | {"did": worker.ask("did")} | summary(mine, base)
     finally:
         for worker in workers:
             worker.end()

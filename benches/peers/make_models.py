@@ -35,6 +35,7 @@ from pathlib import Path
 
 import numpy as np
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded: waiting in a loop is slow on a busy machine
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools" / "python"))
 NETWORKS = {"resnet18": 224, "resnet50": 224, "inception_v3": 299, "mobilenet_v2": 224}
 SEED, CALIBRATION = 0, 32

@@ -26,14 +26,15 @@ def run(measured: dict) -> str:
     title = f"### {measured['network']}, {measured['threads']} thread{'s' if measured['threads'] != 1 else ''}"
     contenders = measured["contenders"]
     if any("ratio" in c for c in contenders.values()):
-        head = ["contender", "median ms", "p10 to p90", "fastest", "ratio", "error"]
+        head = ["contender", "median ms", "p10 to p90", "ratio", "CPU ms", "ratio", "error"]
         rows = [
             [
                 name,
                 f"{c['median_ms']:.2f}",
                 f"{c['p10_ms']:.2f} to {c['p90_ms']:.2f}",
-                f"{c['fastest_ms']:.2f}",
                 f"{c['ratio']:.2f}",
+                f"{c['cpu_ms']:.2f}",
+                f"{c['cpu_ratio']:.2f}",
                 answer(c),
             ]
             for name, c in contenders.items()

@@ -3,7 +3,8 @@
 Sets its CPUs, loads the model, runs it once, and writes one line of JSON: the fields of `Startup` in compare.py.
 Then one line for each line of standard input:
 
-    N       the nanoseconds of N inferences, after one that is not timed
+    N       `wall` and `cpu`, the nanoseconds of N inferences each, after one that is not timed; `cpu` is the time that
+            the process's threads were running
     did     what the contender executed, in words, asked of the contender itself
 
 An inference takes the image as f32 NCHW in memory and ends with the logits as f32 in memory. `tract/` speaks the same.
@@ -326,17 +327,18 @@ def main() -> None:
     }
     print(json.dumps(startup), file=answers, flush=True)
 
-    clock = time.perf_counter_ns
+    clock, busy = time.perf_counter_ns, time.process_time_ns
     for line in sys.stdin:
         if line.strip() == "did":
             answer = contender.did()
         else:
             run()
-            answer = []
+            answer = {"wall": [], "cpu": []}
             for _ in range(int(line)):
-                begin = clock()
+                begin, before = clock(), busy()
                 run()
-                answer.append(clock() - begin)
+                answer["wall"].append(clock() - begin)
+                answer["cpu"].append(busy() - before)
         print(json.dumps(answer), file=answers, flush=True)
 
 
