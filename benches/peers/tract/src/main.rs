@@ -21,8 +21,7 @@ fn main() -> Result<()> {
         anyhow::bail!("usage: tract-worker MODEL.onnx IMAGE.f32 THREADS");
     };
     let threads: usize = threads.parse()?;
-    let pixels: Vec<f32> =
-        std::fs::read(image)?.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+    let pixels: Vec<f32> = std::fs::read(image)?.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
 
     let baseline = memory("VmRSS")?;
     let start = Instant::now();
