@@ -18,6 +18,7 @@ import argparse
 import ctypes
 import dataclasses
 import datetime
+import hashlib
 import json
 import os
 import platform
@@ -312,6 +313,7 @@ def main() -> None:
         "version": 1,
         "date": datetime.date.today().isoformat(),
         "machine": machine(),
+        "hawqc": {binary: hashlib.sha256(Path(binary.rpartition("=")[2]).read_bytes()).hexdigest() for binary in args.hawqc},
         "command": {"rounds": args.rounds, "seconds": args.seconds, "startup": args.startup, "flags": args.hawqc_flags},
         "runs": [],
     }
