@@ -188,6 +188,8 @@ class TorchInductor(Torch):
     """A package of torch's ahead-of-time compiler."""
 
     def load(self, args) -> None:
+        import torch._inductor.codecache  # aoti_load_package asks for it by name
+
         self.module = self.torch._inductor.aoti_load_package(str(args.model))
 
     def did(self) -> str:
