@@ -105,9 +105,8 @@ pub fn parse_choice(text: &str) -> Result<LayerBits, SensitivityError> {
         let (w, a) = text.strip_prefix('w')?.split_once('a')?;
         Some(LayerBits { weights: w.parse().ok()?, activations: a.parse().ok()? })
     };
-    let legal = |b: &LayerBits| {
-        WIDTHS.contains(&b.weights) && WIDTHS.contains(&b.activations) && choice_name(*b) == text
-    };
+    let legal =
+        |b: &LayerBits| WIDTHS.contains(&b.weights) && WIDTHS.contains(&b.activations) && choice_name(*b) == text;
     widths().filter(legal).ok_or_else(|| SensitivityError::Choice(text.into()))
 }
 

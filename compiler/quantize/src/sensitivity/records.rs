@@ -67,9 +67,11 @@ impl RunHead {
     pub fn tasks(&self) -> impl Iterator<Item = Task> + use<> {
         let samples = self.samples;
         let [index, count] = self.shard;
-        (index..samples * self.rounds)
-            .step_by(count)
-            .map(move |number| Task { number, sample: number % samples, round: number / samples })
+        (index..samples * self.rounds).step_by(count).map(move |number| Task {
+            number,
+            sample: number % samples,
+            round: number / samples,
+        })
     }
 
     /// The run that this is a shard of.
@@ -281,8 +283,7 @@ pub fn read_checkpoint(text: &[u8], run: &RunHead) -> Result<Checkpoint, Sensiti
     }
     let mut records = BTreeMap::new();
     for (index, line) in lines {
-        let record: Record =
-            serde_json::from_str(line).map_err(|e| error(format!("line {}: {e}", index + 1)))?;
+        let record: Record = serde_json::from_str(line).map_err(|e| error(format!("line {}: {e}", index + 1)))?;
         if !run.admits(&record) {
             return Err(error(format!("line {}: task {} is not one of this run", index + 1, record.task)));
         }
