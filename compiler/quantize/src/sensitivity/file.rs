@@ -137,6 +137,15 @@ impl Sensitivities {
         Err(SensitivityError::OtherModel { expected: expected.into(), found: self.model_hash.clone() })
     }
 
+    /// Whether of every layer the standard error of the largest cost is at most `tolerance` of that cost, or of the mean
+    /// such cost of all layers where that is more.
+    pub fn within(&self, tolerance: f64) -> bool {
+        let largest = |m: &BTreeMap<String, f64>| m.values().copied().fold(0.0, f64::max);
+        let mean = self.layers.iter().map(|l| largest(&l.cost)).sum::<f64>() / self.layers.len().max(1) as f64;
+        let known = |l: &LayerSensitivity| !l.cost_stderr.is_empty();
+        self.layers.iter().all(|l| known(l) && largest(&l.cost_stderr) <= tolerance * largest(&l.cost).max(mean))
+    }
+
     /// Equal sensitivities give equal bytes.
     pub fn to_json(&self) -> String {
         // Every number is finite and every key a string, which always serialises.

@@ -196,21 +196,11 @@ impl RunHead {
         }
     }
 
-    /// How many of `records`, which are the run's first in order, reach the tolerance: the fewest, of those numbers at
-    /// which it is decided. `None` if all are not enough.
-    ///
-    /// It is reached when of every layer the standard error of the largest cost is at most `tolerance` of that
-    /// cost, or of the mean such cost of all layers where that is more.
+    /// How many of `records`, which are the run's first in order, reach the tolerance, see [`Sensitivities::within`]: the
+    /// fewest, of those numbers at which it is decided. `None` if all are not enough.
     pub fn enough(&self, layers: &[LayerSensitivity], records: &[Record], tolerance: f64) -> Option<usize> {
         let mut tried = (1..=records.len() / DECISION_STEP).map(|n| n * DECISION_STEP);
-        tried.find(|&n| {
-            let Ok(found) = self.assemble(layers.to_vec(), &records[..n]) else {
-                return false;
-            };
-            let largest = |m: &BTreeMap<String, f64>| m.values().copied().fold(0.0, f64::max);
-            let mean = found.layers.iter().map(|l| largest(&l.cost)).sum::<f64>() / found.layers.len() as f64;
-            found.layers.iter().all(|l| largest(&l.cost_stderr) <= tolerance * largest(&l.cost).max(mean))
-        })
+        tried.find(|&n| self.assemble(layers.to_vec(), &records[..n]).is_ok_and(|found| found.within(tolerance)))
     }
 }
 

@@ -133,9 +133,10 @@ fn bad_samples_are_named() {
     assert!(refused(&tensor(5, &[1, 3, 8, 7]), None).contains("expected 192 values, found 168"));
     let mut values = input.f32s().unwrap().to_vec();
     values[7] = f32::NAN;
-    let message = refused(&Tensor::from_f32([1, 3, 8, 8], values.clone()).unwrap(), None);
-    assert!(message.contains("sample 4: the input is NaN"), "{message}");
-    values[7] = f32::MAX;
     let message = refused(&Tensor::from_f32([1, 3, 8, 8], values).unwrap(), None);
-    assert!(message.contains("sample 4: "), "{message}");
+    assert!(message.contains("sample 4: the input is NaN"), "{message}");
+    let tiny = Measurement::new(&tiny(3), &settings(Metric::Hessian)).unwrap();
+    let huge = Tensor::from_f32([1, 2, 2, 1], vec![f32::MAX; 4]).unwrap();
+    let message = tiny.measure(task, &huge, None).unwrap_err().to_string();
+    assert!(message.contains("sample 4: a score is "), "{message}");
 }
