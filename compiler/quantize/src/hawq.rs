@@ -106,8 +106,7 @@ pub fn apply(graph: &Graph, config: &BitConfig, provenance: &str) -> Result<Prec
             None => return Err(QuantizeError::Plan(format!("`{key}` is not the name of a HAWQ module"))),
         }
     }
-    let inception = config.iter().any(|(key, _)| key.starts_with(INCEPTION));
-    let places = if inception { inception_places(graph)? } else { resnet_places(graph)? };
+    let places = places(graph, config.iter().map(|(key, _)| key.as_str()))?;
     let layers = quantizable_layers(graph).into_iter().map(|(id, name)| {
         let place = places.get(&id);
         let found = place.and_then(|place| weights.remove(place));
@@ -122,6 +121,33 @@ pub fn apply(graph: &Graph, config: &BitConfig, provenance: &str) -> Result<Prec
         return Err(QuantizeError::Plan(format!("HAWQ module `{key}` has no counterpart in the network")));
     }
     PrecisionPlan::new(layers, residual, provenance)
+}
+
+/// For every quantisable layer of a network, in order, which of the named modules it is, if any.
+///
+/// # Errors
+/// A name that is not that of a HAWQ module with weights, a network of another structure, a module without
+/// counterpart in it.
+pub(crate) fn match_modules(graph: &Graph, names: &[&str]) -> Result<Vec<Option<usize>>, QuantizeError> {
+    let mut modules: BTreeMap<Place, usize> = BTreeMap::new();
+    for (index, name) in names.iter().enumerate() {
+        let Some(Module::Weights(place)) = module(name) else {
+            return Err(QuantizeError::Plan(format!("`{name}` is not the name of a HAWQ module with weights")));
+        };
+        if modules.insert(place, index).is_some() {
+            return Err(QuantizeError::Plan(format!("HAWQ module `{name}` is given twice")));
+        }
+    }
+    let places = places(graph, names.iter().copied())?;
+    let layers = quantizable_layers(graph).into_iter();
+    let matched = layers.map(|(id, _)| places.get(&id).and_then(|place| modules.remove(place))).collect();
+    match modules.into_values().next() {
+        None => Ok(matched),
+        Some(index) => {
+            let message = format!("HAWQ module `{}` has no counterpart in the network", names[index]);
+            Err(QuantizeError::Plan(message))
+        }
+    }
 }
 
 /// Where a convolution stands in a network.
@@ -236,6 +262,11 @@ fn chain_to(graph: &Graph, end: ValueId, readers: usize) -> Chain {
     }
     chain.convs.reverse();
     chain
+}
+
+/// The places of a network whose modules have these names.
+fn places<'a>(graph: &Graph, mut names: impl Iterator<Item = &'a str>) -> Result<Places, QuantizeError> {
+    if names.any(|name| name.starts_with(INCEPTION)) { inception_places(graph) } else { resnet_places(graph) }
 }
 
 fn resnet_places(graph: &Graph) -> Result<Places, QuantizeError> {

@@ -5,6 +5,7 @@
 //! * [`Executor`]: runs a float graph fast, for calibration and as the float yardstick.
 //! * [`calibrate`]: what values every activation takes, from a stream of inputs; `calib.json`.
 //! * [`plan`]: how many bits each layer gets; `bits.json`. [`hawq`]: HAWQ-V3's published choices by name.
+//! * [`sensitivity`]: what each layer's error costs the network; `sens.json`.
 //! * [`insert`]: float graph, statistics and plan to a graph with `quantize`/`dequantize` pairs ("QDQ").
 //! * [`integerize()`]: a QDQ graph, ours or imported, to integer arithmetic.
 //! * [`weight_errors`]: what rounding the weights alone costs, per layer.
@@ -21,6 +22,7 @@ pub mod insert;
 pub mod integerize;
 mod json;
 pub mod plan;
+pub mod sensitivity;
 #[cfg(test)]
 mod test_networks;
 mod weights;

@@ -74,6 +74,8 @@ pub enum Command {
     Calibrate(Calibrate),
     /// Write the quantised network as ONNX.
     Quantize(Quantize),
+    /// What quantising each layer costs.
+    Sensitivity(Sensitivity),
     /// Compile a network to a shared object.
     Compile(Compile),
     /// Run a compiled model.
@@ -195,6 +197,52 @@ pub struct Quantize {
     pub format: Format,
     /// Network to write.
     #[arg(short, long, value_name = "Q.onnx")]
+    pub output: PathBuf,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Metric {
+    /// Average trace of the Hessian of the loss, times the squared error of the weights.
+    Hessian,
+    /// Mean squared gradients in place of the Hessian.
+    Fisher,
+    /// Divergence of the outputs when one layer is quantised, its input included.
+    Output,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct Sensitivity {
+    /// Float network.
+    pub model: PathBuf,
+    /// Sample data: .npz with `images` and, if there are any, `labels`; or a folder of images.
+    #[arg(long, value_name = "DATA", required_unless_present = "import")]
+    pub data: Option<PathBuf>,
+    /// Calibration file, from `hawqc calibrate`; `--metric output` needs it.
+    #[arg(long, value_name = "CALIB.json")]
+    pub calib: Option<PathBuf>,
+    /// What stands for the sensitivity of a layer.
+    #[arg(long, value_enum, default_value_t = Metric::Hessian)]
+    pub metric: Metric,
+    /// Use at most this many samples, spread evenly over the data.
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
+    pub samples: u32,
+    /// Random vectors for each sample; used only where one each is not enough.
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=65536))]
+    pub probes: u32,
+    /// Stop when the standard error of every cost is at most this part of it, or of the mean cost if that is more.
+    #[arg(long, value_name = "PART", default_value_t = 0.1, value_parser = part)]
+    pub tolerance: f64,
+    /// Width choices, weights and activations, separated by commas.
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "w8a8,w4a4,w4a8")]
+    pub choices: Vec<String>,
+    /// Measure part i of n, e.g. 0/4; for `hawqc merge`. Never stops early.
+    #[arg(long, value_name = "I/N", value_parser = shard, conflicts_with = "tolerance")]
+    pub shard: Option<(usize, usize)>,
+    /// Measure nothing, take published traces: `hawq`, or a file of such tables.
+    #[arg(long, value_name = "TABLES.json", conflicts_with_all = ["data", "calib", "shard"])]
+    pub import: Option<String>,
+    /// Sensitivities to write; beside them stands a checkpoint, `.partial`, until all is measured.
+    #[arg(short, long, value_name = "SENS.json")]
     pub output: PathBuf,
 }
 
@@ -366,6 +414,10 @@ fn percentile(text: &str) -> Result<f64, String> {
         .ok()
         .filter(|p| *p > 0.0 && *p <= 100.0)
         .ok_or_else(|| format!("`{text}` is not above 0 and at most 100"))
+}
+
+fn part(text: &str) -> Result<f64, String> {
+    text.parse().ok().filter(|p| *p >= 0.0 && *p <= 1.0).ok_or_else(|| format!("`{text}` is not between 0 and 1"))
 }
 
 fn shard(text: &str) -> Result<(usize, usize), String> {

@@ -16,6 +16,8 @@ pub enum Kind {
     Mismatch = 5,
     /// This CPU lacks a feature.
     Cpu = 6,
+    /// Stopped by the user; what was done so far is kept.
+    Interrupted = 130,
 }
 
 /// An error on its way to the user.

@@ -11,6 +11,7 @@
 //! quantisation simulated.
 
 mod format;
+mod grid;
 mod needs;
 #[cfg(test)]
 mod tests;
@@ -20,6 +21,7 @@ use std::collections::BTreeMap;
 use hawqc_ir::{Conv, Dequantize, Elem, Graph, Op, Quantize, Tensor, TypeError, ValueId};
 
 use self::format::{Format, Span};
+pub(crate) use self::grid::{ActivationGrid, activation_grids};
 use self::needs::Needs;
 pub(crate) use self::needs::is_fused_clamp;
 use crate::bias::corrected_bias;

@@ -152,7 +152,7 @@ fn is_sole_user(graph: &Graph, user: ValueId, value: ValueId) -> bool {
 }
 
 /// For every value whether it is an input or an input merely moved.
-fn border_values(graph: &Graph) -> Vec<bool> {
+pub(super) fn border_values(graph: &Graph) -> Vec<bool> {
     let mut border = vec![false; graph.len()];
     for id in graph.values() {
         border[id.index()] = match graph.op(id) {

@@ -9,6 +9,7 @@ mod explain;
 mod inspect;
 mod quantize;
 mod run;
+mod sensitivity;
 mod targets;
 mod verify;
 mod zoo;
@@ -32,6 +33,7 @@ pub fn run(cli: &Cli, console: &Console) -> Result<(), Failure> {
         Command::Inspect(args) => inspect::run(args, console),
         Command::Calibrate(args) => calibrate::run(args, console),
         Command::Quantize(args) => quantize::run(args, console),
+        Command::Sensitivity(args) => sensitivity::run(args, global, console),
         Command::Compile(args) => compile::run(args, console),
         Command::Run(args) => run::run(args, global, console),
         Command::Bench(args) => bench::run(args, global, console),
@@ -84,6 +86,17 @@ impl From<rt::npy::NpyError> for Failure {
 impl From<hawqc_quantize::QuantizeError> for Failure {
     fn from(error: hawqc_quantize::QuantizeError) -> Failure {
         Error::from(error).into()
+    }
+}
+
+impl From<hawqc_quantize::sensitivity::SensitivityError> for Failure {
+    fn from(error: hawqc_quantize::sensitivity::SensitivityError) -> Failure {
+        use hawqc_quantize::sensitivity::SensitivityError as Sens;
+        match error {
+            Sens::Quantize(error) => error.into(),
+            Sens::Choice(_) => Failure::usage(error.to_string()),
+            _ => Failure::invalid(error.to_string()),
+        }
     }
 }
 
