@@ -21,6 +21,7 @@ pub mod insert;
 pub mod integerize;
 mod json;
 pub mod plan;
+pub mod search;
 #[cfg(test)]
 mod test_networks;
 mod weights;
