@@ -124,6 +124,25 @@ pub fn apply(graph: &Graph, config: &BitConfig, provenance: &str) -> Result<Prec
     PrecisionPlan::new(layers, residual, provenance)
 }
 
+/// The names of the network's convolutions that HAWQ's modules of these names are, in the same order.
+///
+/// # Errors
+/// A name that is not that of a HAWQ convolution; a module without a counterpart in the network.
+pub fn layers_of(graph: &Graph, modules: &[&str]) -> Result<Vec<String>, QuantizeError> {
+    let inception = modules.iter().any(|key| key.starts_with(INCEPTION));
+    let places = if inception { inception_places(graph)? } else { resnet_places(graph)? };
+    let names: BTreeMap<ValueId, String> = quantizable_layers(graph).into_iter().collect();
+    let at: BTreeMap<&Place, &String> = places.iter().filter_map(|(id, place)| Some((place, names.get(id)?))).collect();
+    let find = |key: &&str| match module(key) {
+        Some(Module::Weights(place)) => at
+            .get(&place)
+            .map(|name| (*name).clone())
+            .ok_or_else(|| QuantizeError::Plan(format!("HAWQ module `{key}` has no counterpart in the network"))),
+        _ => Err(QuantizeError::Plan(format!("`{key}` is not the name of a HAWQ convolution"))),
+    };
+    modules.iter().map(find).collect()
+}
+
 /// Where a convolution stands in a network.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Place {

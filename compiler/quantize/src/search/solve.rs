@@ -86,6 +86,21 @@ pub fn lagrangian_bound(problem: &Problem) -> Result<f64, SearchError> {
     Ok(best_prices(&chain).bound / UNIT / cost_scale(problem))
 }
 
+/// The least value that a limited sum can take while the other limits hold.
+pub(super) fn least_use(problem: &Problem, goal: usize, options: SearchOptions) -> Result<f64, SearchError> {
+    problem.check()?;
+    let (instance, grouping) = build(problem)?;
+    let kept: Vec<usize> = (0..instance.limits.len()).filter(|&d| d != goal).collect();
+    let options = SearchOptions { wanted: 1, ..options };
+    match cheapest(&instance.least_use(goal, &kept), options) {
+        Some(least) => Ok(problem.evaluate(&grouping.choices(&least.best[0].1)).uses[goal]),
+        None => {
+            find_infeasible(problem, &instance, options)?;
+            Err(SearchError::Unsettled { steps: options.max_steps })
+        }
+    }
+}
+
 impl Grouping {
     /// The choice of every layer.
     fn choices(&self, assignment: &[usize]) -> Vec<usize> {

@@ -71,7 +71,7 @@ fn assemble(layers: Numbers, shares: &[f64], ties: &[[usize; 2]], seams: &Seams)
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 3000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 1000, ..ProptestConfig::default() })]
 
     /// The costs of the best assignments are those of all assignments, sorted; bounds are below; refusals are true.
     #[test]
@@ -135,15 +135,15 @@ fn the_same_problem_has_the_same_plan() {
 #[test]
 fn an_unfinished_search_says_so() {
     let mut problem = equal_layers(30, 199.0);
-    for (i, layer) in problem.layers.iter_mut().enumerate() {
-        layer.choices.iter_mut().for_each(|c| c.cost *= 1.0 + (i * 37 % 101) as f64 / 70.0);
+    for (i, choice) in problem.layers.iter_mut().flat_map(|l| &mut l.choices).enumerate() {
+        choice.cost *= 1.0 + (i * 37 % 101) as f64 / 70.0;
+        choice.uses[0] *= 1.0 + (i * 53 % 97) as f64 / 300.0;
     }
     let whole = solve(&problem, SearchOptions::default()).unwrap();
-    let cut = solve(&problem, SearchOptions { max_steps: 50, ..SearchOptions::default() }).unwrap();
+    let cut = solve(&problem, SearchOptions { max_steps: 20, ..SearchOptions::default() }).unwrap();
     assert!(whole.proven && whole.gap() == 0.0);
-    assert!(
-        !cut.proven && cut.gap() > 0.0 && cut.bound <= whole.best[0].cost && whole.best[0].cost <= cut.best[0].cost
-    );
+    assert!(!cut.proven && cut.gap() > 0.0, "{whole:?}\n{cut:?}");
+    assert!(cut.bound <= whole.best[0].cost && whole.best[0].cost <= cut.best[0].cost, "{whole:?}\n{cut:?}");
 }
 
 #[test]
