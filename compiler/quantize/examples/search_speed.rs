@@ -1,9 +1,18 @@
-//! Solve times.
-use hawqc_quantize::search::*;
+//! Times of exact search on made-up problems, with the Lagrangian bound beside the optimum.
+//!
+//! `cargo run --release -p hawqc-quantize --example search_speed`. Two kinds: `free` draws costs and uses
+//! independently; `layers` has layers of very different size and sensitivity whose narrower choices use less and
+//! cost several times more. Limits stand at a share of the way from the least to the largest sums.
+
 use std::time::Instant;
 
-struct Rng(u64);
-impl Rng {
+use hawqc_quantize::search::{Choice, Layer, Limit, Problem, SeamCost, SearchOptions, lagrangian_bound, solve};
+
+/// Xorshift: enough for made-up numbers.
+struct Random(u64);
+
+impl Random {
+    /// In [0, 1).
     fn next(&mut self) -> f64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
@@ -12,65 +21,75 @@ impl Rng {
     }
 }
 
-fn random(seed: u64, layers: usize, choices: usize, limits: usize, share: f64, correlated: bool) -> Problem {
-    let mut rng = Rng(seed * 7919 + 12345);
-    for _ in 0..10 {
-        rng.next();
-    }
-    let layer = |i: usize, rng: &mut Rng| {
-        let size: Vec<f64> = (0..limits).map(|_| if correlated { (rng.next() * 4.0).exp() } else { 1.0 }).collect();
-        let s = (rng.next() * 6.0).exp();
-        let choices = (0..choices)
-            .map(|c| {
-                if correlated {
-                    let f = 1.0 - c as f64 / choices as f64;
-                    Choice {
-                        label: c.to_string(),
-                        cost: s * (0.1 + rng.next()) * 4f64.powi(c as i32),
-                        uses: size.iter().map(|z| z * f * (0.9 + 0.2 * rng.next())).collect(),
-                    }
-                } else {
-                    Choice { label: c.to_string(), cost: rng.next(), uses: (0..limits).map(|_| rng.next()).collect() }
-                }
-            })
-            .collect();
-        Layer { name: format!("l{i}"), choices }
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Free,
+    Layers,
+    /// As `Layers`, with extra latency between neighbours of different widths.
+    Seams,
+}
+
+fn layer(index: usize, choices: usize, limits: usize, kind: Kind, random: &mut Random) -> Layer {
+    let sizes: Vec<f64> = (0..limits).map(|_| (random.next() * 4.0).exp()).collect();
+    let sensitivity = (random.next() * 6.0).exp();
+    let mut choice = |c: usize| {
+        let width = 1.0 - c as f64 / choices as f64;
+        let (cost, uses) = match kind {
+            Kind::Free => (random.next(), (0..limits).map(|_| random.next()).collect()),
+            _ => (
+                sensitivity * (0.1 + random.next()) * 4f64.powi(c as i32),
+                sizes.iter().map(|s| s * width * (0.9 + 0.2 * random.next())).collect(),
+            ),
+        };
+        Choice { label: c.to_string(), cost, uses }
     };
-    let layers: Vec<Layer> = (0..layers).map(|i| layer(i, &mut rng)).collect();
-    let limits = (0..limits)
-        .map(|d| {
-            let (lo, hi) = layers.iter().fold((0.0, 0.0), |(lo, hi), l| {
-                let u = l.choices.iter().map(|c| c.uses[d]);
-                (lo + u.clone().fold(f64::MAX, f64::min), hi + u.fold(f64::MIN, f64::max))
-            });
-            Limit { name: format!("d{d}"), fixed: 0.0, most: lo + share * (hi - lo) }
-        })
-        .collect();
-    Problem { layers, limits, ..Problem::default() }
+    Layer { name: format!("layer{index}"), choices: (0..choices).map(&mut choice).collect() }
+}
+
+fn problem(seed: u64, layers: usize, choices: usize, limits: usize, share: f64, kind: Kind) -> Problem {
+    let mut random = Random(seed * 7919 + 12345);
+    (0..10).for_each(|_| drop(random.next()));
+    let layers: Vec<Layer> = (0..layers).map(|i| layer(i, choices, limits, kind, &mut random)).collect();
+    let limit = |d: usize| {
+        let extreme = |start: f64, pick: fn(f64, f64) -> f64| {
+            layers.iter().map(|l| l.choices.iter().map(|c| c.uses[d]).fold(start, pick)).sum::<f64>()
+        };
+        let (least, most) = (extreme(f64::MAX, f64::min), extreme(0.0, f64::max));
+        Limit { name: format!("limit{d}"), fixed: 0.0, most: least + share * (most - least) }
+    };
+    let limits: Vec<Limit> = (0..limits).map(limit).collect();
+    let mut seams = Vec::new();
+    if let Kind::Seams = kind {
+        for first in 0..layers.len() - 1 {
+            for (a, b) in (0..choices).flat_map(|a| (0..choices).map(move |b| (a, b))).filter(|(a, b)| a != b) {
+                let extra = layers[first].choices[0].uses[0] * 0.1 * random.next();
+                seams.push(SeamCost { layers: [first, first + 1], choices: [a, b], limit: 0, extra });
+            }
+        }
+    }
+    Problem { layers, limits, ties: Vec::new(), seams }
 }
 
 fn main() {
-    for correlated in [false, true] {
-        for (n, c, m) in [(54, 2, 3), (54, 3, 3), (100, 4, 3), (300, 6, 3)] {
-            for seed in 0..4 {
-                for share in [0.3, 0.5] {
-                    let p = random(seed, n, c, m, share, correlated);
-                    let t = Instant::now();
-                    let r = solve(&p, SearchOptions { max_steps: 300_000_000, ..Default::default() });
-                    match r {
-                        Ok(r) => println!(
-                            "{n}x{c}x{m} corr={correlated} share={share} {:.4}s cost {:.6} relaxed {:.6} gap {:.2e} proven {} steps {}",
-                            t.elapsed().as_secs_f64(),
-                            r.best[0].cost,
-                            r.relaxed,
-                            r.gap(),
-                            r.proven,
-                            r.steps
-                        ),
-                        Err(e) => println!(
-                            "{n}x{c}x{m} corr={correlated} share={share} {:.4}s {e}",
-                            t.elapsed().as_secs_f64()
-                        ),
+    println!("layers choices limits kind share: seconds, steps, cost, Lagrangian bound, its distance");
+    for kind in [Kind::Free, Kind::Layers, Kind::Seams] {
+        for (layers, choices, limits) in [(54, 2, 3), (54, 3, 3), (300, 6, 3)] {
+            for (seed, share) in (0..4).flat_map(|seed| [0.3, 0.5].map(|share| (seed, share))) {
+                let problem = problem(seed, layers, choices, limits, share, kind);
+                let start = Instant::now();
+                let report = solve(&problem, SearchOptions::default());
+                let seconds = start.elapsed().as_secs_f64();
+                match (report, lagrangian_bound(&problem)) {
+                    (Ok(report), Ok(bound)) => {
+                        let (cost, steps, proven) = (report.best[0].cost, report.steps, report.proven);
+                        let distance = (cost - bound) / cost;
+                        println!(
+                            "{layers} {choices} {limits} {kind:?} {share}: {seconds:.3} s, {steps} steps, {cost:.4}, \
+                             {bound:.4}, {distance:.1e}, proven {proven}"
+                        );
+                    }
+                    (Err(error), _) | (_, Err(error)) => {
+                        println!("{layers} {choices} {limits} {kind:?} {share}: {error}")
                     }
                 }
             }

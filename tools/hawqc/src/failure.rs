@@ -16,6 +16,8 @@ pub enum Kind {
     Mismatch = 5,
     /// This CPU lacks a feature.
     Cpu = 6,
+    /// Limits that cannot be met.
+    Infeasible = 7,
 }
 
 /// An error on its way to the user.

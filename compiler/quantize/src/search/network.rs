@@ -196,6 +196,14 @@ impl Network {
         self.layers.iter().map(of).collect()
     }
 
+    /// Gives tied layers the widths of the first of them.
+    pub fn agree(&self, bits: &mut [LayerBits]) {
+        // Once for every tie, so that chains of ties agree too.
+        for _ in &self.ties {
+            self.ties.iter().for_each(|&[a, b]| bits[a.max(b)] = bits[a.min(b)]);
+        }
+    }
+
     /// The choices of every layer, in the graph's order.
     pub fn choices(&self) -> impl Iterator<Item = &[LayerBits]> {
         self.layers.iter().map(|l| l.choices.as_slice())

@@ -9,6 +9,7 @@ mod explain;
 mod inspect;
 mod quantize;
 mod run;
+mod search;
 mod targets;
 mod verify;
 mod zoo;
@@ -32,6 +33,7 @@ pub fn run(cli: &Cli, console: &Console) -> Result<(), Failure> {
         Command::Inspect(args) => inspect::run(args, console),
         Command::Calibrate(args) => calibrate::run(args, console),
         Command::Quantize(args) => quantize::run(args, console),
+        Command::Search(args) => search::run(args, global, console),
         Command::Compile(args) => compile::run(args, console),
         Command::Run(args) => run::run(args, global, console),
         Command::Bench(args) => bench::run(args, global, console),

@@ -32,8 +32,14 @@ pub fn svg(figure: &Figure) -> Result<String, String> {
         let area = SVGBackend::with_string(&mut text, SIZE).into_drawing_area();
         area.fill(&WHITE).map_err(|e| e.to_string())?;
         let uniform = figure.uniform.iter().map(|(_, p)| *p);
-        let points: Vec<Point> =
-            figure.front.iter().copied().chain(uniform).chain(figure.random.iter().copied()).chain(figure.chosen).collect();
+        let points: Vec<Point> = figure
+            .front
+            .iter()
+            .copied()
+            .chain(uniform)
+            .chain(figure.random.iter().copied())
+            .chain(figure.chosen)
+            .collect();
         let range = |of: fn(&Point) -> f64| {
             let values = points.iter().map(of);
             (values.clone().fold(f64::INFINITY, f64::min), values.fold(f64::NEG_INFINITY, f64::max))
