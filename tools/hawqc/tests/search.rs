@@ -151,7 +151,7 @@ fn ties_agree() {
         (1..9).flat_map(|a| (1..9).map(move |b| (a, b))).find(|&(a, b)| widths(&open, a) != widths(&open, b)).unwrap();
     let tied = fixture.json(&format!("{line} --tie {}={}", fixture.names[a], fixture.names[b]));
     assert_eq!(widths(&tied, a), widths(&tied, b));
-    assert!(tied["cost"].as_f64() > open["cost"].as_f64());
+    assert!(tied["cost"].as_f64() >= open["cost"].as_f64());
     assert_eq!(fixture.run(&format!("{line} --tie {}=nothing", fixture.names[a])).0, 3);
 }
 
@@ -210,17 +210,12 @@ fn the_front_falls_and_is_drawn() {
         assert!(number(&pair[0], 2) < number(&pair[1], 2) && number(&pair[0], 5) > number(&pair[1], 5));
     }
     assert!(front.iter().all(|row| number(row, 2) <= number(row, 1) && row[5] == row[6] && row[7] == "true"));
-    // Nothing lies below the front.
+    // A point's cost is the least of all plans within its limit.
     let others = [of("random"), of("uniform w8a8"), of("uniform w4a4"), of("chosen")].concat();
     assert_eq!(others.len(), 203);
     for row in others {
-        let best = front.iter().filter(|p| number(p, 1) <= number(&row, 2)).map(|p| number(p, 5));
-        assert!(
-            best.fold(f64::INFINITY, f64::min) >= number(&row, 5) - 1e-9 || {
-                // A limit at least as tight as the row's use gives a cost at most the row's.
-                front.iter().filter(|p| number(p, 1) >= number(&row, 2)).all(|p| number(p, 5) <= number(&row, 5) + 1e-9)
-            }
-        );
+        let looser = front.iter().filter(|point| number(point, 1) >= number(&row, 2));
+        assert!(looser.into_iter().all(|point| number(point, 5) <= number(&row, 5)), "{row:?}");
     }
     let svg = fixture.read("front.svg");
     assert!(["latency (ms)", "optimal plans", "chosen plan"].iter().all(|part| svg.contains(part)));
