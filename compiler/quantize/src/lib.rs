@@ -23,6 +23,7 @@ pub mod integerize;
 mod json;
 pub mod plan;
 pub mod sensitivity;
+pub mod search;
 #[cfg(test)]
 mod test_networks;
 mod weights;

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
+use crate::limit::{self, Limit};
+
 /// Compiles convolutional networks to integer-only, mixed int4/int8 shared objects.
 #[derive(Debug, Parser)]
 #[command(name = "hawqc", version, subcommand_required = true, arg_required_else_help = true)]
@@ -76,6 +78,8 @@ pub enum Command {
     Quantize(Quantize),
     /// What quantising each layer costs.
     Sensitivity(Sensitivity),
+    /// Choose every layer's widths: the least sum of costs under limits, proven.
+    Search(Search),
     /// Compile a network to a shared object.
     Compile(Compile),
     /// Run a compiled model.
@@ -269,6 +273,69 @@ pub struct Compile {
     pub link_with_cc: bool,
 }
 
+#[derive(Clone, Debug, Args)]
+pub struct Search {
+    /// Float network.
+    pub model: PathBuf,
+    /// What each choice costs each layer, from `hawqc sensitivity`; without, the rounding of weights counts.
+    #[arg(long, value_name = "SENS.json")]
+    pub sensitivity: Option<PathBuf>,
+    /// How long each choice takes, from `hawqc table`, or bare lists of milliseconds.
+    #[arg(long, value_name = "LATENCY.json")]
+    pub latency: Option<PathBuf>,
+    /// Take both from HAWQ's tables: `published`, or a file of that form.
+    #[arg(long, value_name = "TABLES", conflicts_with_all = ["sensitivity", "latency"])]
+    pub hawq_tables: Option<String>,
+    /// Limit on latency: a time, or a share of uniform w8a8, e.g. 12ms or 0.77x.
+    #[arg(long, value_name = "TIME", value_parser = limit::latency)]
+    pub max_latency: Option<Limit>,
+    /// Limit on the size of the weights, e.g. 15MB, 800KiB or 0.6x.
+    #[arg(long, value_name = "SIZE", value_parser = limit::size)]
+    pub max_size: Option<Limit>,
+    /// Limit on bit operations (multiply-accumulates x weight bits x activation bits), e.g. 90G or 0.5x.
+    #[arg(long, value_name = "BOPS", value_parser = limit::bops)]
+    pub max_bops: Option<Limit>,
+    /// Widths to choose from, e.g. w8a8,w4a4,w4a8; by default all that the tables know.
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = widths)]
+    pub choices: Option<Vec<hawqc_quantize::LayerBits>>,
+    /// Two layers that must have the same widths; may be given several times.
+    #[arg(long, value_name = "A=B", value_parser = pair)]
+    pub tie: Vec<(String, String)>,
+    /// Layers that read the same value must have the same widths.
+    #[arg(long)]
+    pub tie_shared: bool,
+    /// Let the first and the last layers leave 8 bits.
+    #[arg(long)]
+    pub free_edges: bool,
+    /// Write the front of best plans as .csv or .svg; may be given several times.
+    #[arg(long, value_name = "FILE")]
+    pub pareto: Vec<PathBuf>,
+    /// What the front trades against cost; by default latency where it is known, else size.
+    #[arg(long, value_name = "RESOURCE", value_parser = ["latency", "size", "bops"], requires = "pareto")]
+    pub pareto_over: Option<String>,
+    /// Number of limits that the front is solved for.
+    #[arg(long, value_name = "N", default_value_t = 40, value_parser = clap::value_parser!(u32).range(2..=10_000))]
+    pub pareto_points: u32,
+    /// Number of random plans shown beside the front.
+    #[arg(long, value_name = "N", default_value_t = 200)]
+    pub pareto_random: usize,
+    /// Compile the K best plans, evaluate them on data, and take the most accurate.
+    #[arg(long, value_name = "K", requires_all = ["data", "calib"], value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub rescore: Option<u32>,
+    /// Data for `--rescore`: .npz with `images` and perhaps `labels`, or a folder of images.
+    #[arg(long, value_name = "DATA", requires = "rescore")]
+    pub data: Option<PathBuf>,
+    /// Calibration for `--rescore`.
+    #[arg(long, value_name = "CALIB.json", requires = "rescore")]
+    pub calib: Option<PathBuf>,
+    /// Steps after which the search ends with the gap that remains.
+    #[arg(long, value_name = "N", default_value_t = 4_000_000_000)]
+    pub max_steps: u64,
+    /// Plan to write.
+    #[arg(short, long, value_name = "BITS.json", required_unless_present = "pareto")]
+    pub output: Option<PathBuf>,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Fill {
     Random,
@@ -407,6 +474,17 @@ fn duration(text: &str) -> Result<std::time::Duration, String> {
         unit => return Err(format!("unknown unit `{unit}`; use ms, s or m")),
     };
     std::time::Duration::try_from_secs_f64(seconds).map_err(|e| e.to_string())
+}
+
+fn widths(text: &str) -> Result<hawqc_quantize::LayerBits, String> {
+    hawqc_quantize::search::parse_widths(text).ok_or_else(|| format!("`{text}` is not a choice of widths such as w4a8"))
+}
+
+fn pair(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((a, b)) if !a.is_empty() && !b.is_empty() => Ok((a.into(), b.into())),
+        _ => Err(format!("`{text}` is not A=B with the names of two layers")),
+    }
 }
 
 fn percentile(text: &str) -> Result<f64, String> {

@@ -18,6 +18,8 @@ pub enum Kind {
     Cpu = 6,
     /// Stopped by the user; what was done so far is kept.
     Interrupted = 130,
+    /// Limits that cannot be met.
+    Infeasible = 7,
 }
 
 /// An error on its way to the user.

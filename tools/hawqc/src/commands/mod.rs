@@ -10,6 +10,7 @@ mod inspect;
 mod quantize;
 mod run;
 mod sensitivity;
+mod search;
 mod targets;
 mod verify;
 mod zoo;
@@ -34,6 +35,7 @@ pub fn run(cli: &Cli, console: &Console) -> Result<(), Failure> {
         Command::Calibrate(args) => calibrate::run(args, console),
         Command::Quantize(args) => quantize::run(args, console),
         Command::Sensitivity(args) => sensitivity::run(args, global, console),
+        Command::Search(args) => search::run(args, global, console),
         Command::Compile(args) => compile::run(args, console),
         Command::Run(args) => run::run(args, global, console),
         Command::Bench(args) => bench::run(args, global, console),
