@@ -2,9 +2,12 @@
 //!
 //! In: a [`KernelSpec`] and the [`Machine`] facts of a target. Out: a [`Schedule`]. A schedule changes
 //! how fast a kernel runs, never a bit of its result; it is legal or not for a spec on a machine
-//! ([`Schedule::legal`]), and its text form reads back.
+//! ([`Schedule::legal`]), and its text form reads back. [`tuning`] chooses schedules by
+//! measuring them; [`latency`] holds what was measured.
 
 mod conv;
+pub mod latency;
+pub mod tuning;
 
 use std::fmt;
 use std::str::FromStr;
