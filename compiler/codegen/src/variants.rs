@@ -28,7 +28,7 @@ use crate::error::CodegenError;
 use crate::interface::memory_elem;
 use crate::lower::lower;
 use crate::object::{JitCode, jit_module, object_module};
-use crate::program::{Options, Place, Program};
+use crate::program::{Options, Program};
 use crate::target::Target;
 
 /// One step under one schedule, as code in this process.
@@ -214,7 +214,7 @@ impl<'g> Variants<'g> {
     #[cfg(test)]
     pub fn result(&self, step: usize) -> Option<Vec<u8>> {
         let step = &self.program.steps[step];
-        let Place::Arena(offset) = step.dst else {
+        let crate::program::Place::Arena(offset) = step.dst else {
             return None;
         };
         let all: Vec<u8> = self.arena.iter().flat_map(|line| line.0).collect();

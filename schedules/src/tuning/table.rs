@@ -25,6 +25,9 @@ use crate::latency::{LatencyTable, LayerLatency, Seam, Timing};
 /// Weight of the prior of a seam, in observations.
 const PRIOR: f64 = 1.0;
 
+/// What the plan of a network that is no uniform one begins with.
+pub const MIXTURE: &str = "mixture";
+
 /// Why there is no table.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum TableError {
@@ -73,7 +76,7 @@ pub fn table(log: &Log) -> Result<LatencyTable, TableError> {
         }
     }
     let (uniform, mixtures): (Vec<&Network>, Vec<&Network>) =
-        networks.into_values().partition(|network| network.choices.contains(&network.plan));
+        networks.into_values().partition(|network| !network.plan.starts_with(MIXTURE));
     if uniform.is_empty() {
         return Err(TableError::Unfinished);
     }

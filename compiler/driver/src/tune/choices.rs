@@ -33,8 +33,6 @@ pub struct Used {
     pub nearest: usize,
     /// Kernels with a default schedule for want of a workload near enough.
     pub default: usize,
-    /// Workloads whose kernel is no longer the one that was measured.
-    pub stale: Vec<String>,
 }
 
 impl Choices {

@@ -65,6 +65,11 @@ impl<'g> InContext<'g> {
         &self.workloads
     }
 
+    /// Number of steps of the network.
+    pub fn steps(&self) -> usize {
+        self.variants.len()
+    }
+
     /// The node that represents a workload.
     pub fn node(&self, workload: usize) -> &str {
         self.variants.name(self.workloads[workload].step)

@@ -7,9 +7,12 @@ mod demo;
 mod eval;
 mod explain;
 mod inspect;
+mod merge;
 mod quantize;
 mod run;
+mod table;
 mod targets;
+mod tune;
 mod verify;
 mod zoo;
 
@@ -32,7 +35,10 @@ pub fn run(cli: &Cli, console: &Console) -> Result<(), Failure> {
         Command::Inspect(args) => inspect::run(args, console),
         Command::Calibrate(args) => calibrate::run(args, console),
         Command::Quantize(args) => quantize::run(args, console),
-        Command::Compile(args) => compile::run(args, console),
+        Command::Tune(args) => tune::run(args, global, console),
+        Command::Table(args) => table::run(args, global, console),
+        Command::Merge(args) => merge::run(args, console),
+        Command::Compile(args) => compile::run(args, global, console),
         Command::Run(args) => run::run(args, global, console),
         Command::Bench(args) => bench::run(args, global, console),
         Command::Verify(args) => verify::run(args, global, console),
@@ -93,6 +99,14 @@ fn target(args: &args::TargetArgs) -> Result<Target, Failure> {
     match &args.cpu_features {
         None => Ok(target),
         Some(changes) => Ok(target.with_changes(changes).map_err(Error::from)?),
+    }
+}
+
+/// The target as the arguments spell it; what tuning logs know it by.
+fn target_text(args: &args::TargetArgs) -> String {
+    match &args.cpu_features {
+        None => args.target.clone(),
+        Some(changes) => format!("{} {changes}", args.target),
     }
 }
 
