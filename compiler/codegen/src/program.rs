@@ -198,7 +198,8 @@ impl<'g> Program<'g> {
         let options = Options { schedules, ..Options::new(target.clone()) };
         let mut builder = Builder::default();
         let draft = builder.draft(self.graph, &options, step.value, spec)?;
-        let operands = draft.operands.iter().map(|&arg| self.place(arg, &mut builder)).collect::<Result<Vec<_>, _>>()?;
+        let operands =
+            draft.operands.iter().map(|&arg| self.place(arg, &mut builder)).collect::<Result<Vec<_>, _>>()?;
         let behind = self.plan.arena_bytes.next_multiple_of(memory_plan::BLOCK_ALIGN);
         let step = Step {
             name: step.name.clone(),

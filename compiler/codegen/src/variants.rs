@@ -161,12 +161,7 @@ impl<'g> Variants<'g> {
     ///
     /// # Errors
     /// Inputs of other types or shapes than the network's.
-    pub fn run(
-        &mut self,
-        inputs: &[TensorRef],
-        pool: Option<&Pool>,
-        times: &mut Vec<u64>,
-    ) -> Result<(), CodegenError> {
+    pub fn run(&mut self, inputs: &[TensorRef], pool: Option<&Pool>, times: &mut Vec<u64>) -> Result<(), CodegenError> {
         self.check(inputs)?;
         let pointers: Vec<*const c_void> = inputs.iter().map(|input| input.bytes().as_ptr().cast()).collect();
         let call = Call {

@@ -141,7 +141,8 @@ mod tests {
     #[test]
     fn the_fastest_wins() {
         for fastest in 0..21 {
-            let truth: Vec<u64> = (0..21).map(|i| if i == fastest { 1000 } else { 1100 + 37 * (i as u64 % 7) }).collect();
+            let truth: Vec<u64> =
+                (0..21).map(|i| if i == fastest { 1000 } else { 1100 + 37 * (i as u64 % 7) }).collect();
             let (halving, turns) = race(&truth, 4);
             assert_eq!(halving.best(), fastest);
             assert!(turns <= 2 * 4 * cost(21), "{turns} turns");

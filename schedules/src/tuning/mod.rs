@@ -7,7 +7,7 @@
 //! a few runs of which the first, which finds its weights out of the caches, does not count.
 //!
 //! Where the budget allows every candidate is tried, by [`halving`]; else those that did best for the nearest
-//! workload known, or an even selection of the list.
+//! workload known, and behind them, in turns, those most like the default and an even selection of all.
 
 pub mod halving;
 pub mod log;
@@ -59,7 +59,7 @@ pub struct Known {
 pub struct Task {
     /// Its text, see [`workload`].
     pub workload: String,
-    /// The default first.
+    /// The default first, then in the order in which they should be tried, see [`ranked`].
     pub candidates: Vec<Schedule>,
     pub known: BTreeMap<Schedule, Known>,
 }
@@ -67,10 +67,22 @@ pub struct Task {
 /// Something worth a line in the log, or a warning.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event<'a> {
-    Measured { task: usize, schedule: Schedule, kernel: &'a str, times: &'a [u64] },
-    Refused { task: usize, schedule: Schedule, reason: &'a str },
+    Measured {
+        task: usize,
+        schedule: Schedule,
+        kernel: &'a str,
+        times: &'a [u64],
+    },
+    Refused {
+        task: usize,
+        schedule: Schedule,
+        reason: &'a str,
+    },
     /// What was known is of machine code that is no longer emitted.
-    Stale { task: usize, schedule: Schedule },
+    Stale {
+        task: usize,
+        schedule: Schedule,
+    },
 }
 
 /// When to stop.
@@ -156,9 +168,10 @@ impl Race {
         measure: &mut M,
         on_event: &mut dyn FnMut(Event),
     ) -> Result<Race, M::Error> {
-        let candidates = within(&task.candidates, halving::affordable(runs / TURN * (TURN - 1)));
-        let first = halving::first_rung(candidates.len(), runs / TURN * (TURN - 1));
-        let count = candidates.len();
+        let measurements = runs / TURN * (TURN - 1);
+        let count = task.candidates.len().min(halving::affordable(measurements));
+        let candidates = task.candidates[..count].to_vec();
+        let first = halving::first_rung(count, measurements);
         let mut race = Race {
             task: index,
             halving: Halving::new(count, first),
@@ -256,19 +269,8 @@ impl Race {
     }
 }
 
-/// At most `count` of the candidates: the first, and an even selection of the others.
-fn within(candidates: &[Schedule], count: usize) -> Vec<Schedule> {
-    let (count, others) = (count.max(2), candidates.len().saturating_sub(1));
-    if candidates.len() <= count {
-        return candidates.to_vec();
-    }
-    let mut kept = vec![candidates[0]];
-    kept.extend((0..count - 1).map(|i| candidates[1 + i * others / (count - 1)]));
-    kept
-}
-
 /// The candidates in the order in which they should be tried: the default, then as the nearest workload in
-/// `rows` ranks them, then the others. With the text of that workload, if there is one.
+/// `rows` ranks them, then the others in [`spread`] order. With the text of that workload, if there is one.
 pub fn ranked(workload: &str, candidates: &[Schedule], rows: &[Row]) -> (Vec<Schedule>, Option<String>) {
     let mut nearest: Option<(f64, &str)> = None;
     let mut scores: BTreeMap<&str, BTreeMap<Schedule, Vec<u64>>> = BTreeMap::new();
@@ -285,14 +287,46 @@ pub fn ranked(workload: &str, candidates: &[Schedule], rows: &[Row]) -> (Vec<Sch
             nearest = Some((distance, other));
         }
     }
-    let (Some((&first, others)), Some((_, text))) = (candidates.split_first(), nearest) else {
-        return (candidates.to_vec(), None);
+    let Some((&first, others)) = candidates.split_first() else {
+        return (Vec::new(), None);
     };
-    let score = |s: &Schedule| scores.get(text)?.get(s).map(|times| halving::score(times));
-    let mut others = others.to_vec();
-    // Stable: what is not known keeps its place behind.
-    others.sort_by_key(|s| score(s).unwrap_or(u64::MAX));
-    (std::iter::once(first).chain(others).collect(), Some(text.to_owned()))
+    let mut others = spread(first, others);
+    if let Some((_, text)) = nearest {
+        let score = |s: &Schedule| scores.get(text)?.get(s).map(|times| halving::score(times));
+        // Stable: what is not known keeps its place behind.
+        others.sort_by_key(|s| score(s).unwrap_or(u64::MAX));
+    }
+    (std::iter::once(first).chain(others).collect(), nearest.map(|(_, text)| text.to_owned()))
+}
+
+/// All of `others`, so that any beginning of the list is a fair choice: in turns the one most like `first` and the
+/// next of an even selection.
+fn spread(first: Schedule, others: &[Schedule]) -> Vec<Schedule> {
+    let mut near = others.to_vec();
+    near.sort_by(|a, b| unlike(first, *a).total_cmp(&unlike(first, *b)));
+    // Positions in the order of their bits reversed: every beginning covers the list evenly.
+    let bits = others.len().next_power_of_two().ilog2();
+    let reversed = |i: usize| if bits == 0 { 0 } else { i.reverse_bits() >> (usize::BITS - bits) };
+    let even = (0..1usize << bits).filter_map(|i| others.get(reversed(i)).copied());
+    let mut taken = std::collections::BTreeSet::new();
+    let turns = near.iter().copied().zip(even.chain(std::iter::repeat(first)));
+    let all = turns.flat_map(|(near, even)| [near, even]).filter(|&s| s != first && taken.insert(s));
+    all.collect()
+}
+
+/// How unlike two schedules are: the logarithms of the ratios of their numbers, summed, by their texts; schedules of
+/// different kinds are further apart than any of one kind.
+fn unlike(a: Schedule, b: Schedule) -> f64 {
+    let (a, b) = (a.to_string(), b.to_string());
+    let word = |(x, y): (&str, &str)| {
+        let number = |w: &str| w.split_once('=').and_then(|(_, n)| n.parse::<f64>().ok());
+        match (number(x), number(y)) {
+            (Some(x), Some(y)) if x > 0.0 && y > 0.0 => (x / y).ln().abs(),
+            _ if x == y => 0.0,
+            _ => 1e3,
+        }
+    };
+    a.split(' ').zip(b.split(' ')).map(word).sum()
 }
 
 #[cfg(test)]

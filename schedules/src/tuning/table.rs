@@ -53,7 +53,8 @@ pub fn table(log: &Log) -> Result<LatencyTable, TableError> {
         [] => return Err(TableError::Unfinished),
         [context] => (**context).clone(),
         several => {
-            let what = |c: &&&super::log::Context| format!("target {} on {} threads, model {}", c.target, c.threads, c.model);
+            let what =
+                |c: &&&super::log::Context| format!("target {} on {} threads, model {}", c.target, c.threads, c.model);
             return Err(TableError::Several(several.iter().map(what).collect::<Vec<_>>().join("; ")));
         }
     };
@@ -184,12 +185,7 @@ fn middle(values: &[f64]) -> f64 {
 }
 
 /// Seams where two layers read one value at different widths: the time outside layers that mixtures have more.
-fn sibling_seams(
-    model: &Model,
-    layers: &[LayerLatency],
-    uniform: &[&Network],
-    mixtures: &[&Network],
-) -> Vec<Seam> {
+fn sibling_seams(model: &Model, layers: &[LayerLatency], uniform: &[&Network], mixtures: &[&Network]) -> Vec<Seam> {
     let usual = middle(&uniform.iter().map(|n| n.other.median_ns as f64).collect::<Vec<_>>());
     let differs = |network: &Network, [i, j]: [usize; 2]| {
         f64::from(activations(&network.choices[i]) != activations(&network.choices[j]))

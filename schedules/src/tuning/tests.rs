@@ -10,11 +10,7 @@ fn schedule(tiles: usize) -> Schedule {
 }
 
 fn task(workload: &str, candidates: usize) -> Task {
-    Task {
-        workload: workload.into(),
-        candidates: (1..=candidates).map(schedule).collect(),
-        known: BTreeMap::new(),
-    }
+    Task { workload: workload.into(), candidates: (1..=candidates).map(schedule).collect(), known: BTreeMap::new() }
 }
 
 /// What ran, and how long things take: schedule `tiles` of a task takes `|tiles - best| * 50 + 1000`.
@@ -67,8 +63,8 @@ impl Measure for Machine {
 fn found(tasks: &[Task], machine: &mut Machine, runs: usize) -> (Outcome, Vec<Row>, Vec<String>) {
     let context = Context { machine: "m".into(), target: "t".into(), threads: 1, model: String::new() };
     let (mut rows, mut warnings) = (Vec::new(), Vec::new());
-    let outcome = search(tasks, machine, &mut Budget { runs, more: &mut |done| done < runs }, &mut |event| {
-        match event {
+    let outcome =
+        search(tasks, machine, &mut Budget { runs, more: &mut |done| done < runs }, &mut |event| match event {
             Event::Measured { task, schedule, kernel, times } => {
                 let record = Record::Kernel {
                     workload: tasks[task].workload.clone(),
@@ -82,8 +78,7 @@ fn found(tasks: &[Task], machine: &mut Machine, runs: usize) -> (Outcome, Vec<Ro
             }
             Event::Refused { schedule, reason, .. } => warnings.push(format!("{schedule}: {reason}")),
             Event::Stale { schedule, .. } => warnings.push(format!("{schedule} is stale")),
-        }
-    });
+        });
     (outcome.unwrap(), rows, warnings)
 }
 
@@ -122,7 +117,8 @@ fn the_same_measurements_give_the_same_search() {
 
 #[test]
 fn a_small_budget_tries_a_selection() {
-    let tasks = [task("a", 200)];
+    let mut tasks = [task("a", 200)];
+    tasks[0].candidates = ranked("a", &tasks[0].candidates, &[]).0;
     let mut machine = Machine::new(&[100]);
     let (outcome, _, _) = found(&tasks, &mut machine, 90);
     assert!(outcome.runs <= 90 && outcome.tried[0] < 40);
@@ -162,7 +158,9 @@ fn refused_candidates_are_dropped() {
     let (outcome, rows, warnings) = found(&tasks, &mut machine, 600);
     assert_eq!(outcome.best, [schedule(3)]);
     assert_eq!(warnings.len(), 2);
-    assert!(rows.iter().all(|r| !matches!(&r.record, Record::Kernel { schedule: s, .. } if *s == schedule(4).to_string())));
+    assert!(
+        rows.iter().all(|r| !matches!(&r.record, Record::Kernel { schedule: s, .. } if *s == schedule(4).to_string()))
+    );
 }
 
 #[test]
@@ -176,5 +174,21 @@ fn the_nearest_workload_ranks_candidates() {
     assert_eq!((order[0], order[1], from.as_deref()), (schedule(1), schedule(8), Some(near)));
     assert_eq!(order.len(), 9);
     let (order, from) = ranked("pool u8[1] | u8", &tasks[0].candidates, &rows);
-    assert_eq!((order, from), (tasks[0].candidates.clone(), None));
+    assert_eq!((order[0], from), (schedule(1), None));
+}
+
+#[test]
+fn any_beginning_of_the_order_is_fair() {
+    for count in [1, 2, 3, 8, 9, 100] {
+        let candidates: Vec<Schedule> = (1..=count).map(schedule).collect();
+        let (order, _) = ranked("w", &candidates, &[]);
+        let mut sorted = order.clone();
+        sorted.sort_unstable();
+        assert_eq!((sorted, order[0]), (candidates, schedule(1)));
+        if count == 100 {
+            let tried: Vec<usize> = order[..20].iter().map(|&s| tiles(s)).collect();
+            assert!((2..8).all(|near| tried.contains(&near)), "{tried:?}");
+            assert!((0..4).all(|q| tried.iter().any(|t| (q * 25..=q * 25 + 25).contains(t))), "{tried:?}");
+        }
+    }
 }

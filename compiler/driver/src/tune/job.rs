@@ -33,6 +33,8 @@ const SEARCH_SHARE: f64 = 0.8;
 /// Rounds of a comparison in the whole network, and of a mixture's measurement.
 const ROUNDS: usize = 9;
 const MIXTURE_ROUNDS: usize = 5;
+/// Rounds that are run even if time is up.
+pub const FEWEST_ROUNDS: usize = 3;
 
 /// What to tune.
 pub struct Job<'a> {
@@ -63,7 +65,10 @@ pub enum Limit {
 /// What a session tells on the way.
 pub enum Progress<'a> {
     /// What is being done, and the share of the whole that is done.
-    Step { what: &'a str, done: f64 },
+    Step {
+        what: &'a str,
+        done: f64,
+    },
     Warning(String),
     Detail(String),
 }
@@ -128,14 +133,14 @@ pub fn measure_mixture(
     choices: &[String],
     pool: Option<&Arc<Pool>>,
     rounds: usize,
+    until: Option<Instant>,
 ) -> Result<(Lowered, Whole), Error> {
     let lowered = lower_choices(job, choices, MIXTURE)?;
     let known = Choices::from_log(log, &job.context.target, Some(job.context.threads));
     let (schedules, _) = known.schedules(lowered.kernels(), &job.target);
     let mut whole = Whole::new(&lowered, &job.target, schedules, pool, inputs(&lowered, job.seed)?)?;
-    for _ in 0..rounds {
-        whole.round()?;
-    }
+    let long = Duration::from_secs(86_400);
+    whole.measure(rounds, until.unwrap_or_else(|| Instant::now() + long))?;
     Ok((lowered, whole))
 }
 
@@ -185,7 +190,7 @@ impl Session<'_, '_> {
         let open = self.open_workloads(&mut network, &mut choices, report)?;
         let tasks: Vec<Task> = open.iter().map(|&w| self.task(&network, w, report)).collect();
         let end = match job.limit {
-            Limit::Trials(_) => self.start,
+            Limit::Trials(_) => Instant::now() + Duration::from_secs(86_400),
             Limit::Time(time) => self.start + time.mul_f64(share * (index + 1) as f64),
         };
         let best = self.search(&mut network, &open, &tasks, end, plan, [share * index as f64, share], report)?;
@@ -208,7 +213,7 @@ impl Session<'_, '_> {
             }
         }
         drop(network);
-        self.compare(&lowered, plan, choices, found).map(Some)
+        self.compare(&lowered, plan, choices, found, end).map(Some)
     }
 
     /// Positions of the workloads to tune: those of this shard that the log has no valid choice for.
@@ -241,7 +246,8 @@ impl Session<'_, '_> {
     fn task(&self, network: &InContext, index: usize, report: Report) -> Task {
         let workload = &network.workloads()[index];
         let context = &self.job.context;
-        let same = |c: &Context| (&c.machine, &c.target, c.threads) == (&context.machine, &context.target, context.threads);
+        let same =
+            |c: &Context| (&c.machine, &c.target, c.threads) == (&context.machine, &context.target, context.threads);
         let mut known: BTreeMap<Schedule, Known> = BTreeMap::new();
         let mut refused = BTreeSet::new();
         for row in self.log.rows.iter().filter(|row| same(&row.context)) {
@@ -374,6 +380,7 @@ impl Session<'_, '_> {
         plan: &str,
         mut choices: Choices,
         found: BTreeMap<String, Found>,
+        until: Instant,
     ) -> Result<Tuned, Error> {
         let (job, pool) = (self.job, self.pool.clone());
         let make = |choices: &Choices| {
@@ -385,7 +392,9 @@ impl Session<'_, '_> {
         }
         let mut default = make(&Choices::default())?;
         let mut shipped = make(&choices)?;
-        alternate(&mut default, &mut shipped)?;
+        if !shipped.is_same(&default) {
+            alternate(&mut default, &mut shipped, until)?;
+        }
         let (before, after) = (default.by_workload(lowered), shipped.by_workload(lowered));
         let mut rows = Vec::new();
         let mut improved = Vec::new();
@@ -405,13 +414,13 @@ impl Session<'_, '_> {
         if reverted {
             shipped = make(&choices)?;
         }
-        alternate(&mut default, &mut shipped)?;
+        self.settle(&mut default, &mut shipped, until)?;
         if shipped.total().median_ns >= default.total().median_ns && !improved.is_empty() {
             for text in improved.drain(..) {
                 choices.insert(text.clone(), found[text].default.clone());
             }
             shipped = make(&choices)?;
-            alternate(&mut default, &mut shipped)?;
+            self.settle(&mut default, &mut shipped, until)?;
         }
         for (workload, default_ns, tuned_ns) in rows {
             if let Some(Choice { schedule, kernel }) = choices.get(&workload).cloned() {
@@ -427,23 +436,44 @@ impl Session<'_, '_> {
         Ok(Tuned { plan: plan.to_owned(), workloads, improved, default_ns, tuned_ns })
     }
 
+    /// The times of a network as it ships beside those of the default; one and the same if nothing differs.
+    fn settle(&self, default: &mut Whole, shipped: &mut Whole, until: Instant) -> Result<(), Error> {
+        if !shipped.is_same(default) {
+            return alternate(default, shipped, until);
+        }
+        default.measure(ROUNDS, until)?;
+        shipped.copy_times(default);
+        Ok(())
+    }
+
     fn mixture(&mut self, seed: u64) -> Result<(), Error> {
         let plan = format!("{MIXTURE} {seed}");
         if self.has(|record| matches!(record, Record::Network(n) if n.plan == plan)) {
             return Ok(());
         }
         let choices = self.job.structure.mixture(&self.job.widths, seed);
-        let (lowered, whole) = measure_mixture(self.job, &self.log, &choices, self.pool.as_ref(), MIXTURE_ROUNDS)?;
+        let until = match self.job.limit {
+            Limit::Time(time) => {
+                let share = SEARCH_SHARE + (1.0 - SEARCH_SHARE) * seed as f64 / self.job.mixtures.max(1) as f64;
+                Some(self.start + time.mul_f64(share))
+            }
+            Limit::Trials(_) => None,
+        };
+        let pool = self.pool.as_ref();
+        let (lowered, whole) = measure_mixture(self.job, &self.log, &choices, pool, MIXTURE_ROUNDS, until)?;
         let network = whole.network(&lowered, &self.job.structure.layers, &plan, choices);
         self.append(Record::Network(network))
     }
 }
 
-/// Measures two networks anew, in turns.
-fn alternate(a: &mut Whole, b: &mut Whole) -> Result<(), Error> {
+/// Measures two networks anew, in turns, until a time if that leaves enough rounds.
+fn alternate(a: &mut Whole, b: &mut Whole, until: Instant) -> Result<(), Error> {
     a.forget();
     b.forget();
-    for _ in 0..ROUNDS {
+    for round in 0..ROUNDS {
+        if round >= FEWEST_ROUNDS && Instant::now() > until {
+            break;
+        }
         a.round()?;
         b.round()?;
     }

@@ -118,7 +118,8 @@ mod tests {
         assert!(feeds.iter().all(|[a, _]| !a.ends_with("conv3") && !a.ends_with("downsample.0")));
         let siblings = named(&found.siblings);
         let mut expected: Vec<[&str; 2]> = siblings.clone();
-        expected.retain(|pair| pair.iter().any(|n| n.ends_with("conv1")) && pair.iter().any(|n| n.contains("downsample")));
+        expected
+            .retain(|pair| pair.iter().any(|n| n.ends_with("conv1")) && pair.iter().any(|n| n.contains("downsample")));
         assert_eq!((siblings.len(), expected), (4, siblings));
         let edges = found.layers.iter().zip(&found.edges).filter(|(_, edge)| **edge).map(|(n, _)| n.as_str());
         assert_eq!(edges.collect::<Vec<_>>(), ["conv1", "fc"]);

@@ -12,6 +12,7 @@ use hawqc_schedules::tuning::log::{LayerTimes, Network, Times};
 use hawqc_schedules::tuning::workload;
 
 use super::choices::with_available;
+use super::job::FEWEST_ROUNDS;
 use super::kernels;
 use crate::compile::load_tuned;
 use crate::error::Error;
@@ -45,6 +46,32 @@ impl Whole {
         };
         let outputs = session.new_outputs(Entry::Border).map_err(hawqc_runtime::Error::from)?;
         Ok(Whole { session, inputs, outputs, totals: Vec::new(), observed: Vec::new() })
+    }
+
+    /// Whether two compiled networks consist of the same kernels under the same schedules.
+    pub fn is_same(&self, other: &Whole) -> bool {
+        let kernels = |whole: &Whole| -> Vec<String> {
+            whole.session.model().manifest().steps.iter().map(|step| step.kernel.clone()).collect()
+        };
+        kernels(self) == kernels(other)
+    }
+
+    /// Takes over the times of another that is the same.
+    pub fn copy_times(&mut self, other: &Whole) {
+        self.totals.clone_from(&other.totals);
+        self.observed.clone_from(&other.observed);
+    }
+
+    /// Measures anew for some rounds, or until a time if that leaves enough of them.
+    pub fn measure(&mut self, rounds: usize, until: Instant) -> Result<(), Error> {
+        self.forget();
+        for round in 0..rounds {
+            if round >= FEWEST_ROUNDS && Instant::now() > until {
+                break;
+            }
+            self.round()?;
+        }
+        Ok(())
     }
 
     /// Drops all times.

@@ -120,7 +120,7 @@ fn validate(
     let mut checks = Vec::new();
     for seed in FIRST_SEED..FIRST_SEED + count as u64 {
         let choices = subject.structure.mixture(&subject.widths, seed);
-        let (_, whole) = measure_mixture(&job, log, &choices, pool.as_ref(), ROUNDS)?;
+        let (_, whole) = measure_mixture(&job, log, &choices, pool.as_ref(), ROUNDS, None)?;
         let named = subject.structure.layers.iter().cloned().zip(choices).collect();
         let predict = |table: &LatencyTable| table.predict(&named).map_err(|e| Failure::invalid(e.to_string()));
         let (predicted_ns, bare_ns) = (predict(made)?, predict(&bare)?);
