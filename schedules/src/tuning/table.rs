@@ -9,6 +9,9 @@
 //!   first one's epilogue writes what the second reads, so its time may depend on the second's activation
 //!   width. Where two layers read one value at different widths, there is a copy for each.
 //!
+//! A mixture is measured at another time than the uniform networks, when the machine as a whole may be faster or slower;
+//! so its times are divided by the median, over its layers, of what they took relative to the uniform networks.
+//!
 //! Seams are fitted by least squares with a penalty on their squares (ridge regression). The first kind decouples:
 //! each parameter is the mean of its observations, drawn by one more toward the mean of all seams of its
 //! choices relative to their layers' times. The second kind is solved over all mixtures together. A table has
@@ -83,6 +86,7 @@ pub fn table(log: &Log) -> Result<LatencyTable, TableError> {
     }
     let layers: Vec<LayerLatency> = (0..model.layers.len()).map(|i| layer(&model, i, &uniform)).collect();
     let fixed_ns = fixed(&layers, &uniform);
+    let mixtures: Vec<Mixture> = mixtures.into_iter().map(|n| Mixture::new(n, &layers)).collect();
     let mut seams = Vec::new();
     if !mixtures.is_empty() {
         seams.extend(feed_seams(&model, &layers, &mixtures));
@@ -145,18 +149,42 @@ fn seam(model: &Model, [i, j]: [usize; 2], choices: [&str; 2], extra_ns: f64) ->
     Seam { layers: [name(i), name(j)], choices: choices.map(str::to_owned), extra_ns }
 }
 
+/// A network of mixed widths, with the machine's speed then relative to that of the uniform networks' measurement.
+struct Mixture<'a> {
+    network: &'a Network,
+    slowness: f64,
+}
+
+impl Mixture<'_> {
+    fn new<'a>(network: &'a Network, layers: &[LayerLatency]) -> Mixture<'a> {
+        let ratio = |(i, choice): (usize, &String)| {
+            let base = base(layers, i, choice).filter(|ns| *ns > 0.0)?;
+            Some(network.layers[i].times.median_ns as f64 / base)
+        };
+        let ratios: Vec<f64> = network.choices.iter().enumerate().filter_map(ratio).collect();
+        let slowness = middle(&ratios);
+        Mixture { network, slowness: if slowness > 0.0 { slowness } else { 1.0 } }
+    }
+
+    /// What a layer would have taken when the uniform networks were measured.
+    fn layer(&self, index: usize) -> f64 {
+        self.network.layers[index].times.median_ns as f64 / self.slowness
+    }
+}
+
 /// Seams where one layer feeds another with different activations.
-fn feed_seams(model: &Model, layers: &[LayerLatency], mixtures: &[&Network]) -> Vec<Seam> {
+fn feed_seams(model: &Model, layers: &[LayerLatency], mixtures: &[Mixture]) -> Vec<Seam> {
     // What a mixture adds to layer `i` that has choice `c` and feeds activations `a`.
     let mut extra: BTreeMap<(usize, &str, &str), Vec<f64>> = BTreeMap::new();
     let mut relative: BTreeMap<(&str, &str), Vec<f64>> = BTreeMap::new();
-    for network in mixtures {
+    for mixture in mixtures {
+        let network = mixture.network;
         for &[i, j] in model.feeds {
             let (own, next) = (network.choices[i].as_str(), activations(&network.choices[j]));
             let Some(base) = base(layers, i, own).filter(|_| activations(own) != next) else {
                 continue;
             };
-            let found = network.layers[i].times.median_ns as f64 - base;
+            let found = mixture.layer(i) - base;
             extra.entry((i, own, next)).or_default().push(found);
             relative.entry((own, next)).or_default().push(found / base.max(1.0));
         }
@@ -192,9 +220,9 @@ fn sibling_seams(model: &Model, layers: &[LayerLatency], uniform: &[&Network], m
     };
     let rows: Vec<(Vec<f64>, f64)> = mixtures
         .iter()
-        .map(|network| {
-            let features = model.siblings.iter().map(|&pair| differs(network, pair)).collect();
-            (features, network.other.median_ns as f64 - usual)
+        .map(|mixture| {
+            let features = model.siblings.iter().map(|&pair| differs(mixture.network, pair)).collect();
+            (features, mixture.network.other.median_ns as f64 / mixture.slowness - usual)
         })
         .collect();
     let extra = ridge(&rows, model.siblings.len(), PRIOR);
@@ -311,6 +339,21 @@ mod tests {
             let truth = truth.total.median_ns as f64;
             let error = (predicted(&table, choice) - truth).abs() / truth;
             assert!(error < 0.01, "{choice:?}: {error}");
+        }
+    }
+
+    /// A mixture measured while the machine was half as fast gives the same seams.
+    #[test]
+    fn the_speed_of_the_machine_is_not_a_seam() {
+        let quiet = table(&log(27)).unwrap();
+        let mut disturbed = log(27);
+        for row in disturbed.rows.iter_mut().skip(4).step_by(2) {
+            let Record::Network(network) = &mut row.record else { unreachable!() };
+            let all = network.layers.iter_mut().map(|l| &mut l.times);
+            all.chain([&mut network.other, &mut network.total]).for_each(|t| t.median_ns *= 2);
+        }
+        for (a, b) in quiet.seams.iter().zip(&table(&disturbed).unwrap().seams) {
+            assert!((a.extra_ns - b.extra_ns).abs() < 1.0, "{a:?} {b:?}");
         }
     }
 

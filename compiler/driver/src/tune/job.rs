@@ -34,7 +34,35 @@ const SEARCH_SHARE: f64 = 0.8;
 const ROUNDS: usize = 9;
 const MIXTURE_ROUNDS: usize = 5;
 /// Rounds that are run even if time is up.
-pub const FEWEST_ROUNDS: usize = 3;
+const FEWEST_ROUNDS: usize = 3;
+/// Mixtures that are measured even if time is up.
+const FEWEST_MIXTURES: usize = 3;
+/// Rounds of networks so small that all of them take less than this time.
+const SHORT: Duration = Duration::from_millis(300);
+const MOST_ROUNDS: usize = 300;
+
+/// How long a measurement of whole networks goes on.
+pub struct Rounds {
+    wanted: usize,
+    start: Instant,
+    until: Instant,
+}
+
+impl Rounds {
+    /// So many rounds, more of them if they are short, fewer if time is up.
+    pub fn new(wanted: usize, until: Instant) -> Rounds {
+        Rounds { wanted, start: Instant::now(), until }
+    }
+
+    /// Whether there is another round after `done`.
+    pub fn more(&self, done: usize) -> bool {
+        match done {
+            _ if done < FEWEST_ROUNDS.min(self.wanted) => true,
+            _ if done >= MOST_ROUNDS || Instant::now() > self.until => false,
+            _ => done < self.wanted || self.wanted > 0 && self.start.elapsed() < SHORT,
+        }
+    }
+}
 
 /// What to tune.
 pub struct Job<'a> {
@@ -117,6 +145,13 @@ pub fn run(job: &Job, path: &Path, report: Report) -> Result<Vec<Tuned>, Error> 
     }
     if job.shard.is_none() && job.widths.len() > 1 {
         for seed in 1..=job.mixtures {
+            let over = matches!(job.limit, Limit::Time(time) if session.start.elapsed() > time);
+            if over && seed > FEWEST_MIXTURES {
+                let text =
+                    format!("time is up after {} of {} mixtures; --resume measures the others", seed - 1, job.mixtures);
+                report(Progress::Warning(text));
+                break;
+            }
             let done = SEARCH_SHARE + (1.0 - SEARCH_SHARE) * (seed - 1) as f64 / job.mixtures as f64;
             report(Progress::Step { what: "mixtures", done });
             session.mixture(seed as u64)?;
@@ -142,6 +177,11 @@ pub fn measure_mixture(
     let long = Duration::from_secs(86_400);
     whole.measure(rounds, until.unwrap_or_else(|| Instant::now() + long))?;
     Ok((lowered, whole))
+}
+
+/// Measures two networks anew, in turns.
+pub fn beside(a: &mut Whole, b: &mut Whole) -> Result<(), Error> {
+    alternate(a, b, Instant::now() + Duration::from_secs(86_400))
 }
 
 /// Random inputs of a lowered network.
@@ -470,12 +510,12 @@ impl Session<'_, '_> {
 fn alternate(a: &mut Whole, b: &mut Whole, until: Instant) -> Result<(), Error> {
     a.forget();
     b.forget();
-    for round in 0..ROUNDS {
-        if round >= FEWEST_ROUNDS && Instant::now() > until {
-            break;
-        }
+    let rounds = Rounds::new(ROUNDS, until);
+    let mut done = 0;
+    while rounds.more(done) {
         a.round()?;
         b.round()?;
+        done += 1;
     }
     Ok(())
 }

@@ -12,7 +12,7 @@ use hawqc_schedules::tuning::log::{LayerTimes, Network, Times};
 use hawqc_schedules::tuning::workload;
 
 use super::choices::with_available;
-use super::job::FEWEST_ROUNDS;
+use super::job::Rounds;
 use super::kernels;
 use crate::compile::load_tuned;
 use crate::error::Error;
@@ -65,10 +65,8 @@ impl Whole {
     /// Measures anew for some rounds, or until a time if that leaves enough of them.
     pub fn measure(&mut self, rounds: usize, until: Instant) -> Result<(), Error> {
         self.forget();
-        for round in 0..rounds {
-            if round >= FEWEST_ROUNDS && Instant::now() > until {
-                break;
-            }
+        let rounds = Rounds::new(rounds, until);
+        while rounds.more(self.totals.len()) {
             self.round()?;
         }
         Ok(())

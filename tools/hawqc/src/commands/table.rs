@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use hawqc_driver::tune::job::{Limit, measure_mixture};
+use hawqc_driver::tune::job::{Limit, beside, measure_mixture};
 use hawqc_driver::write_file;
 use hawqc_runtime::Pool;
 use hawqc_schedules::latency::LatencyTable;
@@ -19,8 +19,6 @@ use crate::failure::Failure;
 
 /// Seeds of the mixtures that a table is checked with; those it is fitted to count from 1.
 const FIRST_SEED: u64 = 1_000_000;
-/// Rounds of measurement for each.
-const ROUNDS: usize = 9;
 
 pub fn run(args: &Table, global: &Global, console: &Console) -> Result<(), Failure> {
     let log = read_log(&args.log, console)?;
@@ -34,7 +32,7 @@ pub fn run(args: &Table, global: &Global, console: &Console) -> Result<(), Failu
     if let Some(output) = &args.output {
         write_file(output, made.to_json().as_bytes())?;
     }
-    let [median, worst] = summary(&checks);
+    let [median, worst] = summary(&checks, |c| c.error);
     let json = json!({
         "written": args.output, "layers": made.layers.len(), "seams": made.seams.len(), "fixed_ns": made.fixed_ns,
         "checks": checks, "median_error": median, "worst_error": worst,
@@ -54,25 +52,38 @@ struct Check {
     measured_ns: f64,
     /// Of the prediction, relative to what was measured.
     error: f64,
-    /// Without seams.
+    /// The same without seams.
     error_without_seams: f64,
+    /// The same of the ratio to a network of one width measured in turns with the mixture: what is left of the error
+    /// if the machine as a whole became faster or slower since the table was measured.
+    error_of_ratio: f64,
 }
 
 fn describe(checks: &[Check], median: Option<f64>, worst: Option<f64>) -> String {
     let ms = |ns: f64| time(Duration::from_nanos(ns as u64));
     let percent = |x: f64| format!("{:.1} %", 100.0 * x);
     let row = |c: &Check| {
-        let errors = [c.error, c.error_without_seams].map(percent);
+        let errors = [c.error, c.error_without_seams, c.error_of_ratio].map(percent);
         [vec![c.seed.to_string(), ms(c.predicted_ns), ms(c.measured_ns)], errors.into()].concat()
     };
-    let rows = table(&["mixture", "predicted", "measured", "error", "without seams"], checks.iter().map(row));
-    let [median, worst] = [median, worst].map(|x| percent(x.unwrap_or(0.0)));
-    format!("{rows}\nerror over {} mixtures: median {median}, worst {worst}", checks.len())
+    let rows =
+        table(&["mixture", "predicted", "measured", "error", "without seams", "of ratio"], checks.iter().map(row));
+    let text = |[median, worst]: [Option<f64>; 2]| {
+        let [median, worst] = [median, worst].map(|x| percent(x.unwrap_or(0.0)));
+        format!("median {median}, worst {worst}")
+    };
+    format!(
+        "{rows}\nerror over {} mixtures: {}; without seams {}; of the ratio to one width {}",
+        checks.len(),
+        text([median, worst]),
+        text(summary(checks, |c| c.error_without_seams)),
+        text(summary(checks, |c| c.error_of_ratio))
+    )
 }
 
-/// Median and largest magnitude of the errors.
-fn summary(checks: &[Check]) -> [Option<f64>; 2] {
-    let mut errors: Vec<f64> = checks.iter().map(|c| c.error.abs()).collect();
+/// Median and largest magnitude of an error.
+fn summary(checks: &[Check], error: impl Fn(&Check) -> f64) -> [Option<f64>; 2] {
+    let mut errors: Vec<f64> = checks.iter().map(|c| error(c).abs()).collect();
     errors.sort_by(f64::total_cmp);
     [errors.get(errors.len() / 2).copied(), errors.last().copied()]
 }
@@ -116,18 +127,25 @@ fn validate(
     };
     let job = subject.job(Limit::Trials(0), global.seed);
     let bare = LatencyTable { seams: Vec::new(), ..made.clone() };
+    let uniform = subject.structure.uniform(&subject.widths[0]);
+    let named = |choices: Vec<String>| subject.structure.layers.iter().cloned().zip(choices).collect();
+    let predict = |table: &LatencyTable, choices: Vec<String>| {
+        table.predict(&named(choices)).map_err(|e| Failure::invalid(e.to_string()))
+    };
+    let reference_ns = predict(made, uniform.clone())?;
+    let (_, mut reference) = measure_mixture(&job, log, &uniform, pool.as_ref(), 1, None)?;
     let bar = console.progress("measuring", count);
     let mut checks = Vec::new();
     for seed in FIRST_SEED..FIRST_SEED + count as u64 {
         let choices = subject.structure.mixture(&subject.widths, seed);
-        let (_, whole) = measure_mixture(&job, log, &choices, pool.as_ref(), ROUNDS, None)?;
-        let named = subject.structure.layers.iter().cloned().zip(choices).collect();
-        let predict = |table: &LatencyTable| table.predict(&named).map_err(|e| Failure::invalid(e.to_string()));
-        let (predicted_ns, bare_ns) = (predict(made)?, predict(&bare)?);
+        let (_, mut whole) = measure_mixture(&job, log, &choices, pool.as_ref(), 0, None)?;
+        beside(&mut reference, &mut whole)?;
+        let (predicted_ns, bare_ns) = (predict(made, choices.clone())?, predict(&bare, choices)?);
         let measured_ns = whole.total().median_ns as f64;
+        let drift = reference.total().median_ns as f64 / reference_ns;
         let error = |ns: f64| ns / measured_ns - 1.0;
-        let (error, error_without_seams) = (error(predicted_ns), error(bare_ns));
-        checks.push(Check { seed, predicted_ns, measured_ns, error, error_without_seams });
+        let [error, error_without_seams, error_of_ratio] = [predicted_ns, bare_ns, predicted_ns * drift].map(error);
+        checks.push(Check { seed, predicted_ns, measured_ns, error, error_without_seams, error_of_ratio });
         bar.inc(1);
     }
     bar.finish_and_clear();
