@@ -2,13 +2,15 @@
 //!
 //! In: a [`KernelSpec`] and the [`Machine`] facts of a target. Out: a [`Schedule`]. A schedule changes
 //! how fast a kernel runs, never a bit of its result; it is legal or not for a spec on a machine
-//! ([`Schedule::legal`]), and its text form reads back. [`latency`] holds what was measured.
+//! ([`Schedule::legal`]), and its text form reads back. [`tuning`] chooses schedules by
+//! measuring them; [`latency`] holds what was measured.
 
 mod conv;
+pub mod latency;
+pub mod tuning;
 mod wide;
 pub mod winograd;
 mod winograd_schedule;
-pub mod latency;
 
 use std::fmt;
 use std::str::FromStr;

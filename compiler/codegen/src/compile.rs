@@ -68,7 +68,7 @@ pub fn jit(graph: &Graph, info: &ModelInfo, options: &Options) -> Result<Model, 
 }
 
 /// Address space for a program: constants rounded to pages, and ample room for code.
-fn reserve_bytes(program: &Program, manifest: usize) -> usize {
+pub(crate) fn reserve_bytes(program: &Program, manifest: usize) -> usize {
     const PAGE: usize = 4096;
     const FUNCTION: usize = 64 << 10;
     let constants = program.constants.iter().map(|c| c.bytes.len()).chain([manifest]);

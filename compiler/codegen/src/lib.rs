@@ -18,6 +18,7 @@ mod program;
 pub mod target;
 #[cfg(test)]
 mod tests;
+pub mod variants;
 
 pub use compile::{Artifact, ModelInfo, compile, jit};
 pub use error::{CodegenError, Unsupported};
@@ -26,3 +27,4 @@ pub use lower::Listing;
 pub use memory_plan::PlanError;
 pub use program::{Options, machine};
 pub use target::{ROWS as TARGETS, Target};
+pub use variants::{Variant, Variants};

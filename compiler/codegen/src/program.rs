@@ -195,6 +195,44 @@ impl<'g> Program<'g> {
         Ok(program)
     }
 
+    /// Step `position` alone, under a schedule, as a program of its own. Values have the places of this
+    /// program; scratch memory lies behind its arena.
+    pub fn variant(&self, target: &Target, position: usize, schedule: Schedule) -> Result<Program<'g>, CodegenError> {
+        let missing = || CodegenError::Internal(format!("there is no step {position}"));
+        let step = self.steps.get(position).ok_or_else(missing)?;
+        let Op::Kernel(spec) = self.graph.op(step.value) else {
+            return Err(CodegenError::Internal(format!("step {} is no kernel", step.symbol)));
+        };
+        let schedules = BTreeMap::from([(spec.as_ref().clone(), schedule)]);
+        let options = Options { schedules, ..Options::new(target.clone()) };
+        let mut builder = Builder::default();
+        let draft = builder.draft(self.graph, &options, step.value, spec)?;
+        let operands =
+            draft.operands.iter().map(|&arg| self.place(arg, &mut builder)).collect::<Result<Vec<_>, _>>()?;
+        let behind = self.plan.arena_bytes.next_multiple_of(memory_plan::BLOCK_ALIGN);
+        let step = Step {
+            name: step.name.clone(),
+            symbol: step.symbol.clone(),
+            kernel: draft.kernel,
+            operands,
+            tables: draft.tables,
+            scratch: (draft.scratch_bytes > 0).then_some(Place::Arena(behind)),
+            max_tasks: draft.max_tasks,
+            ..*step
+        };
+        let (kernels, constants) = builder.finish();
+        Ok(Program {
+            graph: self.graph,
+            kernels,
+            steps: vec![step],
+            constants,
+            plan: MemoryPlan { offsets: Vec::new(), arena_bytes: behind + draft.scratch_bytes },
+            interface: Interface { inputs: Vec::new(), outputs: Vec::new(), integer_values: BTreeSet::new() },
+            copies: Copies::default(),
+            places: self.places.clone(),
+        })
+    }
+
     /// The place of a value; constants are added where they are first needed.
     fn place(&self, value: ValueId, builder: &mut Builder) -> Result<Place, CodegenError> {
         let root = root(self.graph, value);

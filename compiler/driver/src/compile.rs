@@ -3,13 +3,15 @@
 use std::collections::BTreeMap;
 
 use hawqc_codegen::link::link;
-use hawqc_codegen::{Artifact, LinkWith, ModelInfo, Options, Target, disasm};
-use hawqc_ir::{Graph, Op, Range, text};
+use hawqc_codegen::{Artifact, CodegenError, LinkWith, ModelInfo, Options, Target, disasm};
+use hawqc_ir::{Graph, KernelSpec, Op, Range, text};
 use hawqc_runtime::manifest::LayerDesc;
 use hawqc_runtime::{Manifest, Model};
+use hawqc_schedules::Schedule;
 
 use crate::error::Error;
 use crate::pipeline::{Lowered, pass_names};
+use crate::tune::choices::with_available;
 
 /// Choices of code generation.
 #[derive(Clone, Debug)]
@@ -24,17 +26,38 @@ pub struct CompileOptions {
 pub struct Compiled {
     pub lowered: Lowered,
     pub artifact: Artifact,
-    options: CompileOptions,
+    options: Options,
 }
 
 /// Compiles a lowered network. The same network and options give the same bytes.
 pub fn compile(lowered: Lowered, options: &CompileOptions) -> Result<Compiled, Error> {
-    let artifact = hawqc_codegen::compile(lowered.kernels(), &info(&lowered)?, &codegen_options(options, false))?;
-    Ok(Compiled { lowered, artifact, options: options.clone() })
+    compile_tuned(lowered, options, BTreeMap::new())
 }
 
-fn codegen_options(options: &CompileOptions, listing: bool) -> Options {
-    Options { keep_values: options.keep_values, listing, ..Options::new(options.target.clone()) }
+/// Compiles a lowered network with schedules for some of its kernels; those that a kernel's weights refuse are
+/// left out.
+pub fn compile_tuned(
+    lowered: Lowered,
+    options: &CompileOptions,
+    schedules: BTreeMap<KernelSpec, Schedule>,
+) -> Result<Compiled, Error> {
+    let info = info(&lowered)?;
+    let keep_values = options.keep_values;
+    let (artifact, options) = with_available(schedules, |schedules| {
+        let options = Options { keep_values, schedules, ..Options::new(options.target.clone()) };
+        Ok((hawqc_codegen::compile(lowered.kernels(), &info, &options)?, options))
+    })?;
+    Ok(Compiled { lowered, artifact, options })
+}
+
+/// The network in this process with schedules for some of its kernels.
+pub(crate) fn load_tuned(
+    lowered: &Lowered,
+    target: &Target,
+    schedules: BTreeMap<KernelSpec, Schedule>,
+) -> Result<Model, CodegenError> {
+    let info = ModelInfo { hash: lowered.model_hash.clone(), layers: Vec::new() };
+    hawqc_codegen::jit(lowered.kernels(), &info, &Options { schedules, ..Options::new(target.clone()) })
 }
 
 fn info(lowered: &Lowered) -> Result<ModelInfo, Error> {
@@ -72,7 +95,7 @@ impl Compiled {
 
     /// The text of every function, generated again with listings.
     fn listing(&self, clif: bool) -> Result<String, Error> {
-        let options = codegen_options(&self.options, true);
+        let options = Options { listing: true, ..self.options.clone() };
         let artifact = hawqc_codegen::compile(self.lowered.kernels(), &info(&self.lowered)?, &options)?;
         let text =
             |l: &hawqc_codegen::Listing| format!("; {}\n{}\n", l.symbol, if clif { &l.clif } else { &l.assembly });
@@ -81,8 +104,7 @@ impl Compiled {
 
     /// The model in this process, compiled just in time.
     pub fn load(&self) -> Result<Model, Error> {
-        let options = codegen_options(&self.options, false);
-        Ok(hawqc_codegen::jit(self.lowered.kernels(), &info(&self.lowered)?, &options)?)
+        Ok(hawqc_codegen::jit(self.lowered.kernels(), &info(&self.lowered)?, &self.options)?)
     }
 }
 

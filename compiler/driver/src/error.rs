@@ -58,6 +58,8 @@ pub enum Error {
     Type(#[from] hawqc_ir::TypeError),
     #[error("the model keeps {found} of {expected} values; compile it with every value kept")]
     KeptValues { expected: usize, found: usize },
+    #[error("tuning log: {0}")]
+    TuningLog(#[from] hawqc_schedules::tuning::log::LogError),
     #[error("`{found}` is not a stage; stages are: {known}")]
     UnknownStage { found: String, known: String },
 }
@@ -92,6 +94,7 @@ impl Error {
             | Error::Type(_)
             | Error::KeptValues { .. }
             | Error::Audit(_)
+            | Error::TuningLog(_)
             | Error::NotCalibrated => Class::Invalid,
         }
     }

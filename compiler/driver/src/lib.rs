@@ -2,7 +2,7 @@
 //!
 //! [`Source`] is a model, read. [`lower`] takes it through the passes of [`pipeline`](crate::lower) to
 //! kernels; [`compile`] makes an object, which [`Compiled::emit`] links or shows, or [`Compiled::load`]
-//! runs in this process. [`verify`] compares compiled code with the reference interpreter.
+//! runs in this process. [`verify`] compares compiled code with the reference interpreter; [`tune`] measures.
 
 mod compile;
 pub mod dot;
@@ -12,9 +12,10 @@ mod form;
 mod pipeline;
 mod source;
 pub mod tensors;
+pub mod tune;
 pub mod verify;
 
-pub use compile::{CompileOptions, Compiled, audit, compile, stage_names, target_of};
+pub use compile::{CompileOptions, Compiled, audit, compile, compile_tuned, stage_names, target_of};
 pub use error::{Class, Error};
 pub use form::Form;
 pub use hawqc_codegen::{LinkWith, TARGETS, Target};

@@ -80,6 +80,12 @@ pub enum Command {
     Sensitivity(Sensitivity),
     /// Choose every layer's widths: the least sum of costs under limits, proven.
     Search(Search),
+    /// Find the fastest schedules on this machine by measuring them.
+    Tune(Tune),
+    /// Make a latency table from a tuning log, or check how well it predicts.
+    Table(Table),
+    /// Join tuning logs of one machine.
+    Merge(Merge),
     /// Compile a network to a shared object.
     Compile(Compile),
     /// Run a compiled model.
@@ -271,6 +277,66 @@ pub struct Compile {
     /// Link with `cc` instead of the built-in linker.
     #[arg(long)]
     pub link_with_cc: bool,
+    /// Tuning log, from `hawqc tune`, to take schedules from.
+    #[arg(long, value_name = "TUNE.jsonl")]
+    pub tuning: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct Tune {
+    /// Network (.onnx). `--bits` is a list of uniform widths, by default 8,4,w4a8.
+    pub model: PathBuf,
+    #[command(flatten)]
+    pub precision: Precision,
+    #[command(flatten)]
+    pub target: TargetArgs,
+    /// Time for everything, e.g. 2m or 90s.
+    #[arg(long, value_name = "TIME", default_value = "2m", value_parser = duration, conflicts_with = "trials")]
+    pub time_budget: std::time::Duration,
+    /// Runs of the network for each width, instead of a time.
+    #[arg(long, value_name = "N")]
+    pub trials: Option<usize>,
+    /// Go on with a log that exists.
+    #[arg(long)]
+    pub resume: bool,
+    /// Tune part i of n of the workloads, e.g. 0/4; join the logs with `hawqc merge`, then go on with `--resume`.
+    #[arg(long, value_name = "I/N", value_parser = shard)]
+    pub shard: Option<(usize, usize)>,
+    /// Random mixtures of the widths to measure, for what the latency table adds where widths meet.
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    pub mixtures: usize,
+    /// Log to write or to go on with.
+    #[arg(short, long, value_name = "TUNE.jsonl")]
+    pub output: PathBuf,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct Table {
+    /// Tuning log, from `hawqc tune`.
+    pub log: PathBuf,
+    /// Table to write.
+    #[arg(short, long, value_name = "LATENCY.json", required_unless_present = "validate")]
+    pub output: Option<PathBuf>,
+    /// Measure N random mixtures and compare them with what the table predicts.
+    #[arg(long, value_name = "N", requires = "network")]
+    pub validate: Option<usize>,
+    /// The network that was tuned, for `--validate`.
+    #[arg(long, value_name = "M.onnx")]
+    pub network: Option<PathBuf>,
+    #[command(flatten)]
+    pub precision: Precision,
+    #[command(flatten)]
+    pub target: TargetArgs,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct Merge {
+    /// Files of one kind.
+    #[arg(required = true)]
+    pub files: Vec<PathBuf>,
+    /// File to write.
+    #[arg(short, long, value_name = "OUT")]
+    pub output: PathBuf,
 }
 
 #[derive(Clone, Debug, Args)]

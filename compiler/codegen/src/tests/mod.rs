@@ -8,3 +8,4 @@ mod model;
 mod movement;
 mod pointwise;
 mod pool;
+mod variants;

@@ -14,7 +14,7 @@ use crate::program::Options;
 use crate::target::{ROWS, Target};
 
 /// A small residual network with every kind of kernel.
-const NETWORK: &str = r#"
+pub const NETWORK: &str = r#"
 %0 = input : f32[1,3,9,8] @"image"
 %1 = const splat(0.05) : f32[1]
 %2 = const splat(7) : u8[1]
@@ -93,12 +93,12 @@ pub fn network(source: &str) -> Graph {
     }
 }
 
-fn image(seed: u64) -> Tensor {
+pub fn image(seed: u64) -> Tensor {
     let ty = hawqc_ir::TensorType::new(hawqc_ir::Elem::F32, [1, 3, 9, 8]);
     text::seeded(&ty, seed, hawqc_ir::Range::new(-2500, 2500)).unwrap()
 }
 
-fn buffer(tensor: &Tensor) -> Buffer {
+pub fn buffer(tensor: &Tensor) -> Buffer {
     let ty = tensor.ty();
     Buffer::from_bytes(crate::interface::memory_elem(&ty), ty.shape, &tensor.to_bytes()).unwrap()
 }

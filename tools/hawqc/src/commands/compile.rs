@@ -1,16 +1,21 @@
 //! `hawqc compile`: from a network to a shared object, or to any stage on the way.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use hawqc_driver::{CompileOptions, Compiled, LinkWith, Source, compile, lower, write_file};
+use hawqc_driver::tune::Choices;
+use hawqc_driver::{CompileOptions, Compiled, LinkWith, Lowered, Source, Target, compile_tuned, lower, write_file};
+use hawqc_ir::KernelSpec;
+use hawqc_schedules::Schedule;
 use serde_json::json;
 
-use super::{check_output, precision, target};
-use crate::args::Compile;
+use super::tune::read_log;
+use super::{check_output, precision, target, target_text};
+use crate::args::{Compile, Global};
 use crate::console::{Console, bytes, time};
 use crate::failure::Failure;
 
-pub fn run(args: &Compile, console: &Console) -> Result<(), Failure> {
+pub fn run(args: &Compile, global: &Global, console: &Console) -> Result<(), Failure> {
     let start = std::time::Instant::now();
     let base = args.output.clone().unwrap_or_else(|| args.model.with_extension("so"));
     check_output(&base, &args.model)?;
@@ -21,8 +26,12 @@ pub fn run(args: &Compile, console: &Console) -> Result<(), Failure> {
     for stage in lowered.stages() {
         console.detail(|| format!("{:>12} {} values in {}", stage.name, stage.graph.len(), time(stage.elapsed)));
     }
+    let schedules = match &args.tuning {
+        Some(log) => tuned(log, args, global, &lowered, &target, console)?,
+        None => BTreeMap::new(),
+    };
     let options = CompileOptions { target, keep_values: args.keep_values };
-    let compiled = compile(lowered, &options)?;
+    let compiled = compile_tuned(lowered, &options, schedules)?;
     let with = if args.link_with_cc { LinkWith::Cc { command: "cc".into() } } else { LinkWith::Own };
     let written = emit(&compiled, &args.emit, &base, &with)?;
     let manifest = &compiled.artifact.manifest;
@@ -42,6 +51,38 @@ pub fn run(args: &Compile, console: &Console) -> Result<(), Failure> {
             time(start.elapsed())
         )
     })
+}
+
+/// The schedules that a tuning log has for the network's kernels; what it does not know or what has changed since
+/// is said.
+fn tuned(
+    path: &Path,
+    args: &Compile,
+    global: &Global,
+    lowered: &Lowered,
+    target: &Target,
+    console: &Console,
+) -> Result<BTreeMap<KernelSpec, Schedule>, Failure> {
+    let log = read_log(path, console)?;
+    let name = target_text(&args.target);
+    let mut choices = Choices::from_log(&log, &name, global.threads.map(|n| n as usize));
+    if choices.is_empty() {
+        let message = format!("{} chooses no schedule for target {name}", path.display());
+        return Err(Failure::invalid(message).hint(format!("hawqc tune MODEL --target {name} -o tune.jsonl")));
+    }
+    let machine = log.machine().ok().flatten();
+    if target.runs_here() && machine.is_some_and(|m| m != hawqc_driver::tune::fingerprint()) {
+        console.warn(format!("{} was measured on another machine: {}", path.display(), machine.unwrap_or_default()));
+    }
+    for workload in choices.drop_stale(lowered.kernels(), target).map_err(hawqc_driver::Error::from)? {
+        console.warn(format!("stale: the kernel measured for {workload} is no longer the one emitted; tune again"));
+    }
+    let (schedules, used) = choices.schedules(lowered.kernels(), target);
+    console.note(format!(
+        "schedules: {} tuned, {} of the nearest tuned workload, {} default",
+        used.exact, used.nearest, used.default
+    ));
+    Ok(schedules)
 }
 
 /// Writes everything asked for: all of it is made before the first file appears.

@@ -7,11 +7,14 @@ mod demo;
 mod eval;
 mod explain;
 mod inspect;
+mod merge;
 mod quantize;
 mod run;
 mod sensitivity;
 mod search;
+mod table;
 mod targets;
+mod tune;
 mod verify;
 mod zoo;
 
@@ -36,7 +39,10 @@ pub fn run(cli: &Cli, console: &Console) -> Result<(), Failure> {
         Command::Quantize(args) => quantize::run(args, console),
         Command::Sensitivity(args) => sensitivity::run(args, global, console),
         Command::Search(args) => search::run(args, global, console),
-        Command::Compile(args) => compile::run(args, console),
+        Command::Tune(args) => tune::run(args, global, console),
+        Command::Table(args) => table::run(args, global, console),
+        Command::Merge(args) => merge::run(args, console),
+        Command::Compile(args) => compile::run(args, global, console),
         Command::Run(args) => run::run(args, global, console),
         Command::Bench(args) => bench::run(args, global, console),
         Command::Verify(args) => verify::run(args, global, console),
@@ -108,6 +114,14 @@ fn target(args: &args::TargetArgs) -> Result<Target, Failure> {
     match &args.cpu_features {
         None => Ok(target),
         Some(changes) => Ok(target.with_changes(changes).map_err(Error::from)?),
+    }
+}
+
+/// The target as the arguments spell it; what tuning logs know it by.
+fn target_text(args: &args::TargetArgs) -> String {
+    match &args.cpu_features {
+        None => args.target.clone(),
+        Some(changes) => format!("{} {changes}", args.target),
     }
 }
 
