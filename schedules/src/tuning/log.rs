@@ -83,6 +83,10 @@ pub struct Network {
     /// The same network with default schedules, if it was measured beside this one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub default_total: Option<Times>,
+    /// One network that all of a log are measured in turns with, so that times of different moments compare: the
+    /// first choice of widths with default schedules.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reference: Option<Times>,
     /// The steps of each layer.
     pub layers: Vec<LayerTimes>,
     /// All other steps together.
@@ -114,6 +118,13 @@ impl Times {
             last.map_or(0, |last| sorted[last * percent / 100])
         };
         Times { median_ns: at(50), p10_ns: at(10), p90_ns: at(90), count: sorted.len() }
+    }
+
+    /// The same multiplied by a factor.
+    pub fn scaled(self, factor: f64) -> Times {
+        let [median_ns, p10_ns, p90_ns] =
+            [self.median_ns, self.p10_ns, self.p90_ns].map(|ns| (ns as f64 * factor).round() as u64);
+        Times { median_ns, p10_ns, p90_ns, ..self }
     }
 }
 
@@ -287,6 +298,7 @@ mod tests {
             choices: vec!["w8a8".into(), "w8a8".into()],
             total: Times::of(&[3, 1, 2]),
             default_total: None,
+            reference: Some(Times::of(&[4, 4])),
             layers: vec![LayerTimes { schedule: "default".into(), times: Times::of(&[5]) }],
             other: Times::of(&[]),
         });

@@ -9,8 +9,9 @@
 //!   first one's epilogue writes what the second reads, so its time may depend on the second's activation
 //!   width. Where two layers read one value at different widths, there is a copy for each.
 //!
-//! A mixture is measured at another time than the uniform networks, when the machine as a whole may be faster or slower;
-//! so its times are divided by the median, over its layers, of what they took relative to the uniform networks.
+//! Networks are measured at different times, when the machine as a whole may be faster or slower. So all times are
+//! taken relative to the reference network that was measured in turns with each, and those of a mixture are divided
+//! by the median, over its layers, of what they then took relative to the uniform networks.
 //!
 //! Seams are fitted by least squares with a penalty on their squares (ridge regression). The first kind decouples:
 //! each parameter is the mean of its observations, drawn by one more toward the mean of all seams of its
@@ -79,8 +80,9 @@ pub fn table(log: &Log) -> Result<LatencyTable, TableError> {
             return Err(TableError::Layers { plan: network.plan.clone(), found, expected });
         }
     }
+    let networks: Vec<Network> = comparable(networks.into_values());
     let (uniform, mixtures): (Vec<&Network>, Vec<&Network>) =
-        networks.into_values().partition(|network| !network.plan.starts_with(MIXTURE));
+        networks.iter().partition(|network| !network.plan.starts_with(MIXTURE));
     if uniform.is_empty() {
         return Err(TableError::Unfinished);
     }
@@ -101,6 +103,21 @@ pub fn table(log: &Log) -> Result<LatencyTable, TableError> {
         layers,
         seams,
     })
+}
+
+/// The networks with all times as if the reference network had always taken its median time.
+fn comparable<'a>(networks: impl Iterator<Item = &'a Network>) -> Vec<Network> {
+    let networks: Vec<&Network> = networks.collect();
+    let reference = |network: &Network| network.reference.map(|t| t.median_ns as f64).filter(|ns| *ns > 0.0);
+    let typical = middle(&networks.iter().filter_map(|n| reference(n)).collect::<Vec<f64>>());
+    let scaled = |network: &&Network| {
+        let factor = reference(network).map_or(1.0, |own| typical / own);
+        let mut network = (*network).clone();
+        let layers = network.layers.iter_mut().map(|layer| &mut layer.times);
+        layers.chain([&mut network.total, &mut network.other]).for_each(|times| *times = times.scaled(factor));
+        network
+    };
+    networks.iter().map(scaled).collect()
 }
 
 /// A layer's times by choice; of uniform networks with the same choice there (as in first and last layers) the
@@ -213,7 +230,7 @@ fn middle(values: &[f64]) -> f64 {
 }
 
 /// Seams where two layers read one value at different widths: the time outside layers that mixtures have more.
-fn sibling_seams(model: &Model, layers: &[LayerLatency], uniform: &[&Network], mixtures: &[&Network]) -> Vec<Seam> {
+fn sibling_seams(model: &Model, layers: &[LayerLatency], uniform: &[&Network], mixtures: &[Mixture]) -> Vec<Seam> {
     let usual = middle(&uniform.iter().map(|n| n.other.median_ns as f64).collect::<Vec<_>>());
     let differs = |network: &Network, [i, j]: [usize; 2]| {
         f64::from(activations(&network.choices[i]) != activations(&network.choices[j]))
@@ -295,6 +312,7 @@ mod tests {
             choices: choice.map(|c| CHOICES[c].to_string()).into(),
             total: times(total),
             default_total: None,
+            reference: Some(times(10_000.0)),
             layers,
             other: times(other),
         };
@@ -342,15 +360,24 @@ mod tests {
         }
     }
 
-    /// A mixture measured while the machine was half as fast gives the same seams.
+    /// Networks measured while the machine was half as fast give the same table; mixtures also without reference.
     #[test]
-    fn the_speed_of_the_machine_is_not_a_seam() {
+    fn the_speed_of_the_machine_is_not_in_the_table() {
         let quiet = table(&log(27)).unwrap();
-        let mut disturbed = log(27);
-        for row in disturbed.rows.iter_mut().skip(4).step_by(2) {
+        let slow = |row: &mut Row| {
             let Record::Network(network) = &mut row.record else { unreachable!() };
-            let all = network.layers.iter_mut().map(|l| &mut l.times);
+            let all = network.layers.iter_mut().map(|l| &mut l.times).chain(network.reference.as_mut());
             all.chain([&mut network.other, &mut network.total]).for_each(|t| t.median_ns *= 2);
+        };
+        let mut disturbed = log(27);
+        slow(&mut disturbed.rows[2]);
+        disturbed.rows[4..].iter_mut().step_by(3).for_each(slow);
+        assert_eq!(table(&disturbed).unwrap().layers[1].choices["w4a4"].median_ns, 2100.0);
+        let mut disturbed = log(27);
+        disturbed.rows.iter_mut().skip(4).step_by(2).for_each(slow);
+        for row in &mut disturbed.rows[1..] {
+            let Record::Network(network) = &mut row.record else { unreachable!() };
+            network.reference = None;
         }
         for (a, b) in quiet.seams.iter().zip(&table(&disturbed).unwrap().seams) {
             assert!((a.extra_ns - b.extra_ns).abs() < 1.0, "{a:?} {b:?}");

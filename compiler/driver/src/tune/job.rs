@@ -128,6 +128,8 @@ struct Session<'a, 'j> {
     file: Appender,
     pool: Option<Arc<Pool>>,
     start: Instant,
+    /// The first choice of widths with default schedules, once it was needed.
+    reference: Option<Whole>,
 }
 
 /// Runs a session, appending to the log at `path`.
@@ -137,7 +139,7 @@ pub fn run(job: &Job, path: &Path, report: Report) -> Result<Vec<Tuned>, Error> 
         1 => None,
         threads => Some(Arc::new(Pool::new(threads).map_err(hawqc_runtime::Error::from)?)),
     };
-    let mut session = Session { job, log, file: Appender::open(path)?, pool, start: Instant::now() };
+    let mut session = Session { job, log, file: Appender::open(path)?, pool, start: Instant::now(), reference: None };
     session.describe_model()?;
     let mut results = Vec::new();
     for index in 0..job.widths.len() {
@@ -161,27 +163,23 @@ pub fn run(job: &Job, path: &Path, report: Report) -> Result<Vec<Tuned>, Error> 
     Ok(results)
 }
 
-/// The network at given choices of widths, and how long a run takes as the log's choices ship it.
-pub fn measure_mixture(
+/// The network at given choices of widths, as the log's choices of schedules ship it.
+pub fn compile_mixture(
     job: &Job,
     log: &Log,
     choices: &[String],
     pool: Option<&Arc<Pool>>,
-    rounds: usize,
-    until: Option<Instant>,
 ) -> Result<(Lowered, Whole), Error> {
     let lowered = lower_choices(job, choices, MIXTURE)?;
     let known = Choices::from_log(log, &job.context.target, Some(job.context.threads));
     let (schedules, _) = known.schedules(lowered.kernels(), &job.target);
-    let mut whole = Whole::new(&lowered, &job.target, schedules, pool, inputs(&lowered, job.seed)?)?;
-    let long = Duration::from_secs(86_400);
-    whole.measure(rounds, until.unwrap_or_else(|| Instant::now() + long))?;
+    let whole = Whole::new(&lowered, &job.target, schedules, pool, inputs(&lowered, job.seed)?)?;
     Ok((lowered, whole))
 }
 
 /// Measures two networks anew, in turns.
 pub fn beside(a: &mut Whole, b: &mut Whole) -> Result<(), Error> {
-    alternate(a, b, Instant::now() + Duration::from_secs(86_400))
+    alternate(&mut [a, b], ROUNDS, Instant::now() + Duration::from_secs(86_400))
 }
 
 /// Random inputs of a lowered network.
@@ -433,7 +431,7 @@ impl Session<'_, '_> {
         let mut default = make(&Choices::default())?;
         let mut shipped = make(&choices)?;
         if !shipped.is_same(&default) {
-            alternate(&mut default, &mut shipped, until)?;
+            alternate(&mut [&mut default, &mut shipped], ROUNDS, until)?;
         }
         let (before, after) = (default.by_workload(lowered), shipped.by_workload(lowered));
         let mut rows = Vec::new();
@@ -454,13 +452,23 @@ impl Session<'_, '_> {
         if reverted {
             shipped = make(&choices)?;
         }
-        self.settle(&mut default, &mut shipped, until)?;
+        let mut reference = self.reference(Some((plan, lowered)))?;
+        let mut settle = |default: &mut Whole, shipped: &mut Whole| {
+            if !shipped.is_same(default) {
+                return alternate(&mut [&mut reference, default, shipped], ROUNDS, until);
+            }
+            // One and the same network has one time.
+            alternate(&mut [&mut reference, default], ROUNDS, until)?;
+            shipped.copy_times(default);
+            Ok(())
+        };
+        settle(&mut default, &mut shipped)?;
         if shipped.total().median_ns >= default.total().median_ns && !improved.is_empty() {
             for text in improved.drain(..) {
                 choices.insert(text.clone(), found[text].default.clone());
             }
             shipped = make(&choices)?;
-            self.settle(&mut default, &mut shipped, until)?;
+            settle(&mut default, &mut shipped)?;
         }
         for (workload, default_ns, tuned_ns) in rows {
             if let Some(Choice { schedule, kernel }) = choices.get(&workload).cloned() {
@@ -470,20 +478,27 @@ impl Session<'_, '_> {
         }
         let mut network = shipped.network(lowered, &job.structure.layers, plan, job.structure.uniform(plan));
         network.default_total = Some(default.total());
+        network.reference = Some(reference.total());
+        self.reference = Some(reference);
         let (default_ns, tuned_ns) = (default.total().median_ns, network.total.median_ns);
         self.append(Record::Network(network))?;
         let (workloads, improved) = (found.len(), improved.len());
         Ok(Tuned { plan: plan.to_owned(), workloads, improved, default_ns, tuned_ns })
     }
 
-    /// The times of a network as it ships beside those of the default; one and the same if nothing differs.
-    fn settle(&self, default: &mut Whole, shipped: &mut Whole, until: Instant) -> Result<(), Error> {
-        if !shipped.is_same(default) {
-            return alternate(default, shipped, until);
+    /// The reference network; compiled from `lowered` if that is of its widths.
+    fn reference(&mut self, lowered: Option<(&str, &Lowered)>) -> Result<Whole, Error> {
+        if let Some(reference) = self.reference.take() {
+            return Ok(reference);
         }
-        default.measure(ROUNDS, until)?;
-        shipped.copy_times(default);
-        Ok(())
+        let (job, pool) = (self.job, self.pool.as_ref());
+        let make =
+            |lowered: &Lowered| Whole::new(lowered, &job.target, BTreeMap::new(), pool, inputs(lowered, job.seed)?);
+        let first = job.widths[0].as_str();
+        match lowered {
+            Some((plan, lowered)) if plan == first => make(lowered),
+            _ => make(&lower_choices(job, &job.structure.uniform(first), first)?),
+        }
     }
 
     fn mixture(&mut self, seed: u64) -> Result<(), Error> {
@@ -492,29 +507,30 @@ impl Session<'_, '_> {
             return Ok(());
         }
         let choices = self.job.structure.mixture(&self.job.widths, seed);
+        let share = SEARCH_SHARE + (1.0 - SEARCH_SHARE) * seed as f64 / self.job.mixtures.max(1) as f64;
         let until = match self.job.limit {
-            Limit::Time(time) => {
-                let share = SEARCH_SHARE + (1.0 - SEARCH_SHARE) * seed as f64 / self.job.mixtures.max(1) as f64;
-                Some(self.start + time.mul_f64(share))
-            }
-            Limit::Trials(_) => None,
+            Limit::Time(time) => self.start + time.mul_f64(share),
+            Limit::Trials(_) => Instant::now() + Duration::from_secs(86_400),
         };
-        let pool = self.pool.as_ref();
-        let (lowered, whole) = measure_mixture(self.job, &self.log, &choices, pool, MIXTURE_ROUNDS, until)?;
-        let network = whole.network(&lowered, &self.job.structure.layers, &plan, choices);
+        let mut reference = self.reference(None)?;
+        let (lowered, mut whole) = compile_mixture(self.job, &self.log, &choices, self.pool.as_ref())?;
+        alternate(&mut [&mut reference, &mut whole], MIXTURE_ROUNDS, until)?;
+        let mut network = whole.network(&lowered, &self.job.structure.layers, &plan, choices);
+        network.reference = Some(reference.total());
+        self.reference = Some(reference);
         self.append(Record::Network(network))
     }
 }
 
-/// Measures two networks anew, in turns, until a time if that leaves enough rounds.
-fn alternate(a: &mut Whole, b: &mut Whole, until: Instant) -> Result<(), Error> {
-    a.forget();
-    b.forget();
-    let rounds = Rounds::new(ROUNDS, until);
+/// Measures networks anew, in turns, until a time if that leaves enough rounds.
+fn alternate(networks: &mut [&mut Whole], wanted: usize, until: Instant) -> Result<(), Error> {
+    networks.iter_mut().for_each(|network| network.forget());
+    let rounds = Rounds::new(wanted, until);
     let mut done = 0;
     while rounds.more(done) {
-        a.round()?;
-        b.round()?;
+        for network in networks.iter_mut() {
+            network.round()?;
+        }
         done += 1;
     }
     Ok(())

@@ -12,7 +12,6 @@ use hawqc_schedules::tuning::log::{LayerTimes, Network, Times};
 use hawqc_schedules::tuning::workload;
 
 use super::choices::with_available;
-use super::job::Rounds;
 use super::kernels;
 use crate::compile::load_tuned;
 use crate::error::Error;
@@ -60,16 +59,6 @@ impl Whole {
     pub fn copy_times(&mut self, other: &Whole) {
         self.totals.clone_from(&other.totals);
         self.observed.clone_from(&other.observed);
-    }
-
-    /// Measures anew for some rounds, or until a time if that leaves enough of them.
-    pub fn measure(&mut self, rounds: usize, until: Instant) -> Result<(), Error> {
-        self.forget();
-        let rounds = Rounds::new(rounds, until);
-        while rounds.more(self.totals.len()) {
-            self.round()?;
-        }
-        Ok(())
     }
 
     /// Drops all times.
@@ -134,6 +123,7 @@ impl Whole {
             choices,
             total: self.total(),
             default_total: None,
+            reference: None,
             layers: steps.iter().map(layer).collect(),
             other: Times::of(&self.observed.iter().map(rest).collect::<Vec<u64>>()),
         }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use hawqc_driver::tune::job::{Limit, beside, measure_mixture};
+use hawqc_driver::tune::job::{Limit, beside, compile_mixture};
 use hawqc_driver::write_file;
 use hawqc_runtime::Pool;
 use hawqc_schedules::latency::LatencyTable;
@@ -133,12 +133,12 @@ fn validate(
         table.predict(&named(choices)).map_err(|e| Failure::invalid(e.to_string()))
     };
     let reference_ns = predict(made, uniform.clone())?;
-    let (_, mut reference) = measure_mixture(&job, log, &uniform, pool.as_ref(), 1, None)?;
+    let (_, mut reference) = compile_mixture(&job, log, &uniform, pool.as_ref())?;
     let bar = console.progress("measuring", count);
     let mut checks = Vec::new();
     for seed in FIRST_SEED..FIRST_SEED + count as u64 {
         let choices = subject.structure.mixture(&subject.widths, seed);
-        let (_, mut whole) = measure_mixture(&job, log, &choices, pool.as_ref(), 0, None)?;
+        let (_, mut whole) = compile_mixture(&job, log, &choices, pool.as_ref())?;
         beside(&mut reference, &mut whole)?;
         let (predicted_ns, bare_ns) = (predict(made, choices.clone())?, predict(&bare, choices)?);
         let measured_ns = whole.total().median_ns as f64;
