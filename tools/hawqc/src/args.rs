@@ -220,6 +220,14 @@ pub enum Metric {
     Output,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Estimator {
+    /// The scores of the classes: fewest samples.
+    Scores,
+    /// All weights, with exact Hessian-vector products.
+    Weights,
+}
+
 #[derive(Clone, Debug, Args)]
 pub struct Sensitivity {
     /// Float network.
@@ -233,6 +241,9 @@ pub struct Sensitivity {
     /// What stands for the sensitivity of a layer.
     #[arg(long, value_enum, default_value_t = Metric::Hessian)]
     pub metric: Metric,
+    /// Over what the random signs are drawn that estimate the Hessian's trace.
+    #[arg(long, value_enum, default_value_t = Estimator::Scores)]
+    pub estimator: Estimator,
     /// Use at most this many samples, spread evenly over the data.
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
     pub samples: u32,

@@ -1,9 +1,15 @@
 //! Measuring one sample: a [`Record`] of traces, or of how far the outputs move.
 //!
-//! Traces are Hutchinson's: for random signs `v` the mean of `v'Hv` is the trace of H. One vector moves all layers
-//! at once, and layer l takes `v_l'(Hv)_l`; what other layers add to it has mean zero. The signs of a layer are scaled by
-//! the root mean square of its weights (and the result scaled back), so that layers whose weights are small do not
-//! drown in the noise of those whose weights are large.
+//! Traces are Hutchinson's: for random signs `v` the mean of `v'Hv` is the trace of H. There are two ways to it.
+//!
+//! * [`Estimator::Weights`]: signs over all weights, and exact Hessian-vector products. One vector moves all layers at once,
+//!   and layer l takes `v_l'(Hv)_l`; what other layers add to it has mean zero. The signs of a layer are scaled by the
+//!   root mean square of its weights (and the result scaled back), so that layers whose weights are small do not drown
+//!   in the noise of those whose weights are large.
+//! * [`Estimator::Scores`]: signs over the scores. Between kinks of clamps and maxima the scores are linear in the weights of
+//!   any one layer, so that its block of the Hessian is exactly `J'AJ`: J the scores' derivative by the layer's weights, A that
+//!   of the loss by the scores, twice: `diag(p) - pp'`, whatever the label. With `A = BB'`, `B = diag(sqrt p) - p sqrt(p)'`,
+//!   the mean of `|J'Bu|^2` over signs u is the trace: one backward pass, no noise from other layers, never negative.
 
 use hawqc_ir::{Graph, Tensor};
 use rand::{Rng, RngExt, SeedableRng};
@@ -12,9 +18,10 @@ use rand_chacha::ChaCha8Rng;
 use super::derivative::{Keep, loss_adjoint, softmax};
 use super::error::SensitivityError;
 use super::file::{LayerSensitivity, Metric, choice_name, width_name};
+use super::lanes::Lanes;
 use super::network::Network;
 use super::output::Perturbations;
-use super::records::{Record, RunHead, Task};
+use super::records::{Estimator, Record, RunHead, Task};
 use super::scalar::Scalar;
 use crate::calibrate::{Calibration, Method};
 use crate::error::QuantizeError;
@@ -25,6 +32,8 @@ use crate::weights::weight_errors;
 #[derive(Clone, Debug)]
 pub struct Settings<'a> {
     pub metric: Metric,
+    /// Of [`Metric::Hessian`].
+    pub estimator: Estimator,
     /// Width choices that costs are given for.
     pub choices: Vec<LayerBits>,
     pub seed: u64,
@@ -37,6 +46,7 @@ pub struct Measurement {
     network: Network<f32>,
     layers: Vec<LayerSensitivity>,
     metric: Metric,
+    estimator: Estimator,
     choices: Vec<String>,
     seed: u64,
     perturbations: Option<Perturbations>,
@@ -70,22 +80,25 @@ impl Measurement {
             _ => None,
         };
         let choices = choices.into_iter().map(choice_name).collect();
-        Ok(Measurement { network, layers, metric: settings.metric, choices, seed: settings.seed, perturbations })
+        let &Settings { metric, estimator, seed, .. } = settings;
+        Ok(Measurement { network, layers, metric, estimator, choices, seed, perturbations })
     }
 
     /// The head of a run over `samples` inputs with `rounds` random vectors each (one where nothing is random).
     pub fn run(&self, model_hash: &str, data: &str, labelled: bool, [samples, rounds]: [usize; 2]) -> RunHead {
-        let random = match self.metric {
-            Metric::Hessian => true,
-            Metric::Fisher => !labelled,
-            Metric::Output => false,
+        let (random, label_counts) = match (self.metric, self.estimator) {
+            (Metric::Hessian, Estimator::Weights) => (true, true),
+            (Metric::Hessian, Estimator::Scores) => (true, false),
+            (Metric::Fisher, _) => (!labelled, true),
+            (Metric::Output, _) => (false, false),
         };
         RunHead {
             model_hash: model_hash.into(),
             metric: self.metric,
             seed: self.seed,
             data: data.into(),
-            labelled: labelled && self.metric != Metric::Output,
+            estimator: (self.metric == Metric::Hessian).then_some(self.estimator),
+            labelled: labelled && label_counts,
             samples,
             rounds: if random { rounds } else { 1 },
             choices: self.choices.clone(),
@@ -101,8 +114,8 @@ impl Measurement {
 
     /// Measures one sample.
     ///
-    /// Without a label the Hessian is that of the loss of the class predicted, the Fisher information that of a class
-    /// drawn with the probabilities predicted.
+    /// Without a label the loss is that of the class predicted; for the Fisher information that of a class drawn with the
+    /// probabilities predicted.
     ///
     /// # Errors
     /// An input of another type, a label beyond the classes, values that are not finite.
@@ -111,15 +124,24 @@ impl Measurement {
         let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
         rng.set_stream(task.number as u64);
         let values = match self.metric {
+            Metric::Hessian if self.estimator == Estimator::Scores => {
+                let signs: Vec<f64> =
+                    (0..self.network.classes()).map(|_| if rng.random() { 1.0 } else { -1.0 }).collect();
+                squared_products(&self.network, input, |scores| {
+                    pick(task, scores, label)?;
+                    Ok(curvature_factor(scores, &signs))
+                })?
+            }
             Metric::Hessian => {
                 let (direction, scales) = direction(&self.network, &mut rng);
                 let traces = hessian_traces(&self.network, input, &direction, |scores| pick(task, scores, label))?;
                 traces.iter().zip(scales).map(|(t, scale)| t / (scale * scale)).collect()
             }
-            Metric::Fisher => {
-                let mut drawn = |scores: &[f32]| label.unwrap_or_else(|| draw(scores, &mut rng));
-                squared_gradients(&self.network, input, |scores| pick(task, scores, Some(drawn(scores))))?
-            }
+            Metric::Fisher => squared_products(&self.network, input, |scores| {
+                let label = label.unwrap_or_else(|| draw(scores, &mut rng));
+                let label = pick(task, scores, Some(label))?;
+                Ok(loss_adjoint(&[scores.to_vec()], label))
+            })?,
             Metric::Output => self.perturbations.as_ref().map_or_else(Vec::new, |p| p.measure(&self.network, input)),
         };
         match values.iter().find(|v| !v.is_finite()) {
@@ -235,18 +257,25 @@ pub(super) fn hessian_traces<T: Scalar>(
     Ok(traces)
 }
 
-/// For each layer the squared norm of the gradient.
-pub(super) fn squared_gradients<T: Scalar>(
+/// For each layer the squared norm of what `adjoint` of the scores means for its weights: of the gradient, if it is that of
+/// the loss.
+pub(super) fn squared_products<T: Scalar>(
     network: &Network<T>,
     input: Vec<T>,
-    label: impl FnOnce(&[T]) -> Result<usize, SensitivityError>,
+    adjoint: impl FnOnce(&[T]) -> Result<Lanes<T>, SensitivityError>,
 ) -> Result<Vec<f64>, SensitivityError> {
     let mut squares = vec![0.0; network.layers.len()];
     let tape = network.forward(input, None, Keep::ForBackward);
-    let scores = network.scores(&tape);
-    let adjoint = loss_adjoint(scores, label(&scores[0])?);
-    network.backward(&tape, adjoint, |layer, gradient| squares[layer] = dot(&gradient, &gradient));
+    let adjoint = adjoint(&network.scores(&tape)[0])?;
+    network.backward(&tape, adjoint, |layer, product| squares[layer] = dot(&product, &product));
     Ok(squares)
+}
+
+/// `Bu` for signs u, see the module's documentation.
+pub(super) fn curvature_factor<T: Scalar>(scores: &[T], signs: &[f64]) -> Lanes<T> {
+    let p = softmax(scores);
+    let mean: f64 = p.iter().zip(signs).map(|(p, u)| p.sqrt() * u).sum();
+    vec![p.iter().zip(signs).map(|(p, u)| T::from_f64(p.sqrt() * u - p * mean)).collect()]
 }
 
 fn dot<T: Scalar>(a: &[T], b: &[T]) -> f64 {

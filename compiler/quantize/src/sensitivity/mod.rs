@@ -3,7 +3,8 @@
 //! In: a folded float graph and samples, one at a time. Out: [`Sensitivities`], one line a layer, with the cost of every
 //! width choice. Three metrics:
 //! * [`Metric::Hessian`]: average trace of the Hessian of the loss by the layer's weights, times ||Q(W) - W||^2, as in
-//!   HAWQ-V3. Hessian-vector products are exact, forward over reverse; traces are Hutchinson's, with standard errors.
+//!   HAWQ-V3. Traces are Hutchinson's, with standard errors, by one of two ways ([`Estimator`]): exact Hessian-vector
+//!   products, forward over reverse; or products with a factor of each layer's block of the Hessian, which need fewer samples.
 //! * [`Metric::Fisher`]: the same with squared gradients. Both depend on the weights' width only.
 //! * [`Metric::Output`]: the layer alone is quantised, its input included; the cost is the divergence of the outputs.
 //!
@@ -29,5 +30,5 @@ pub use error::SensitivityError;
 pub use file::{LayerSensitivity, Metric, Sensitivities, Shard, choice_name, parse_choice};
 pub use measure::{Measurement, Settings};
 pub use records::{
-    Checkpoint, DECISION_STEP, Record, RunHead, Task, checkpoint_head, checkpoint_line, read_checkpoint,
+    Checkpoint, DECISION_STEP, Estimator, Record, RunHead, Task, checkpoint_head, checkpoint_line, read_checkpoint,
 };

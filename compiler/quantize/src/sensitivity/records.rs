@@ -19,12 +19,24 @@ const FILE: &str = "checkpoint";
 /// Where the outputs do not change at all, their signal to noise ratio is given as this, in dB.
 const CLEAN_DB: f64 = 300.0;
 
+/// Over what the random signs of Hutchinson's estimate of the Hessian's trace are drawn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Estimator {
+    /// The scores of the classes.
+    Scores,
+    /// All weights.
+    Weights,
+}
+
 /// What identifies a run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RunHead {
     pub model_hash: String,
     pub metric: Metric,
+    /// Of [`Metric::Hessian`].
+    pub estimator: Option<Estimator>,
     pub seed: u64,
     /// Identity of the data, as the caller makes it.
     pub data: String,
@@ -110,6 +122,7 @@ impl RunHead {
             [
                 ("model", h.model_hash.clone()),
                 ("metric", h.metric.to_string()),
+                ("random signs over", format!("{:?}", h.estimator)),
                 ("seed", h.seed.to_string()),
                 ("data", h.data.clone()),
                 ("labels", if h.labelled { "given" } else { "of the model's own" }.into()),
@@ -147,10 +160,13 @@ impl RunHead {
             Metric::Output => self.fill_divergences(&mut layers, records),
         }
         let samples = records.len().min(self.samples) as u64;
-        let loss = match (self.metric, self.labelled) {
-            (Metric::Output, _) => "divergence of the class probabilities",
-            (_, true) => "cross-entropy of given labels",
-            (_, false) => "cross-entropy of the model's own predictions",
+        let loss = match (self.metric, self.estimator, self.labelled) {
+            (Metric::Output, ..) => "divergence of the class probabilities",
+            (_, Some(Estimator::Scores), _) => "cross-entropy whatever the label, signs over the scores",
+            (_, Some(Estimator::Weights), true) => "cross-entropy of given labels, signs over the weights",
+            (_, Some(Estimator::Weights), false) => "cross-entropy of predicted labels, signs over the weights",
+            (_, None, true) => "cross-entropy of given labels",
+            (_, None, false) => "cross-entropy of labels drawn as predicted",
         };
         let provenance = format!("{}: {loss}; data {}, seed {}", self.metric, self.data, self.seed);
         let counts = [samples, records.len() as u64];

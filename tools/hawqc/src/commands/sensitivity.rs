@@ -12,8 +12,8 @@ use std::sync::{Arc, Mutex};
 use hawqc_driver::{Source, float_form, write_file};
 use hawqc_ir::{Elem, Tensor};
 use hawqc_quantize::sensitivity::{
-    DECISION_STEP, LayerSensitivity, Measurement, Metric, Record, RunHead, Sensitivities, Settings, Task, parse_choice,
-    published,
+    DECISION_STEP, Estimator, LayerSensitivity, Measurement, Metric, Record, RunHead, Sensitivities, Settings, Task,
+    parse_choice, published,
 };
 use hawqc_quantize::{Calibration, Options};
 use indicatif::ProgressBar;
@@ -69,6 +69,10 @@ fn measure(
             args::Metric::Hessian => Metric::Hessian,
             args::Metric::Fisher => Metric::Fisher,
             args::Metric::Output => Metric::Output,
+        },
+        estimator: match args.estimator {
+            args::Estimator::Scores => Estimator::Scores,
+            args::Estimator::Weights => Estimator::Weights,
         },
         choices: args.choices.iter().map(|c| parse_choice(c)).collect::<Result<_, _>>()?,
         seed: global.seed,

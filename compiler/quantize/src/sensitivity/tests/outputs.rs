@@ -5,7 +5,7 @@ use hawqc_ir::{Dequantize, Elem, Graph, Quantize, Tensor, ValueId};
 use super::*;
 use crate::calibrate::{Calibration, Calibrator, Method};
 use crate::plan::{LayerBits, quantizable_layers};
-use crate::sensitivity::{Measurement, Metric, Settings, Task, parse_choice};
+use crate::sensitivity::{Estimator, Measurement, Metric, Settings, Task, parse_choice};
 use crate::test_networks::{residual_network, tensor};
 use crate::weights::QuantizedWeights;
 
@@ -49,6 +49,7 @@ fn divergence_is_that_of_a_network_with_one_quantised_layer() {
     let choices = ["w8a8", "w4a4", "w4a8"].map(|c| parse_choice(c).unwrap());
     let settings = Settings {
         metric: Metric::Output,
+        estimator: Estimator::Scores,
         choices: choices.to_vec(),
         seed: 0,
         calibration: Some((&calibration, Method::MinMax)),
@@ -94,6 +95,12 @@ fn divergence_is_that_of_a_network_with_one_quantised_layer() {
 #[test]
 fn activations_need_a_calibration() {
     let graph = every_operator(1);
-    let settings = Settings { metric: Metric::Output, choices: vec![LayerBits::both(8)], seed: 0, calibration: None };
+    let settings = Settings {
+        metric: Metric::Output,
+        estimator: Estimator::Scores,
+        choices: vec![LayerBits::both(8)],
+        seed: 0,
+        calibration: None,
+    };
     assert!(Measurement::new(&graph, &settings).err().unwrap().to_string().contains("calibrat"));
 }

@@ -3,14 +3,18 @@
 use super::*;
 use crate::plan::LayerBits;
 use crate::sensitivity::{
-    Measurement, Metric, Record, RunHead, Sensitivities, SensitivityError, Settings, checkpoint_head, checkpoint_line,
-    parse_choice, published, read_checkpoint,
+    Estimator, Measurement, Metric, Record, RunHead, Sensitivities, SensitivityError, Settings, checkpoint_head,
+    checkpoint_line, parse_choice, published, read_checkpoint,
 };
 use crate::test_networks::{residual_network, tensor};
 
-fn measurement(metric: Metric, seed: u64) -> Measurement {
+fn settings(metric: Metric, estimator: Estimator, seed: u64) -> Settings<'static> {
     let choices = vec![LayerBits::both(8), LayerBits::both(4), LayerBits { weights: 4, activations: 8 }];
-    Measurement::new(&every_operator(2), &Settings { metric, choices, seed, calibration: None }).unwrap()
+    Settings { metric, estimator, choices, seed, calibration: None }
+}
+
+fn measurement(metric: Metric, seed: u64) -> Measurement {
+    Measurement::new(&every_operator(2), &settings(metric, Estimator::Weights, seed)).unwrap()
 }
 
 fn records(measurement: &Measurement, run: &RunHead) -> Vec<Record> {
@@ -61,6 +65,9 @@ fn what_is_not_of_one_run_does_not_merge() {
     let run = RunHead { shard: [1, 2], ..fisher.run("m", "d", false, [4, 1]) };
     assert!(matches!(refused(vec![of("m", 0), finished(&fisher, &run)]), SensitivityError::MixedMetrics { .. }));
     let seed = self::measurement(Metric::Hessian, 4);
+    let scores = Measurement::new(&every_operator(2), &settings(Metric::Hessian, Estimator::Scores, 3)).unwrap();
+    let run = RunHead { shard: [1, 2], ..scores.run("m", "d", false, [4, 1]) };
+    assert!(refused(vec![of("m", 0), finished(&scores, &run)]).to_string().contains("random signs over"));
     let run = RunHead { shard: [1, 2], ..seed.run("m", "d", false, [4, 1]) };
     let error = refused(vec![of("m", 0), finished(&seed, &run)]).to_string();
     assert_eq!(error, "shard 1/2 holds seed 4, the first file 3; merge shards of one run only");
