@@ -204,10 +204,6 @@ impl Asm {
         self.push(Code::Mov_r32_imm32, [Operand::Gpr32(to), Operand::Imm(OpKind::Immediate32, value as i32)]);
     }
 
-    pub fn copy(&mut self, to: Gpr, from: Gpr) {
-        self.push(Code::Mov_r64_rm64, [Operand::Gpr(to), Operand::Gpr(from)]);
-    }
-
     pub fn add(&mut self, to: Gpr, other: Gpr) {
         self.push(Code::Add_r64_rm64, [Operand::Gpr(to), Operand::Gpr(other)]);
     }

@@ -22,8 +22,8 @@ pub mod insert;
 pub mod integerize;
 mod json;
 pub mod plan;
-pub mod sensitivity;
 pub mod search;
+pub mod sensitivity;
 #[cfg(test)]
 mod test_networks;
 mod weights;

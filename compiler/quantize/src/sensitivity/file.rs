@@ -13,7 +13,8 @@ use super::error::SensitivityError;
 use super::records::{Record, RunHead};
 use crate::plan::{LayerBits, WIDTHS};
 
-const SCHEMA: &str = "hawqc.sensitivity";
+/// The schema that the file names.
+pub const SCHEMA: &str = "hawqc.sensitivity";
 const VERSION: u32 = 1;
 const FILE: &str = "sens.json";
 

@@ -27,7 +27,7 @@ mod scalar;
 mod tests;
 
 pub use error::SensitivityError;
-pub use file::{LayerSensitivity, Metric, Sensitivities, Shard, choice_name, parse_choice};
+pub use file::{LayerSensitivity, Metric, SCHEMA, Sensitivities, Shard, choice_name, parse_choice};
 pub use measure::{Measurement, Settings};
 pub use records::{
     Checkpoint, DECISION_STEP, Estimator, Record, RunHead, Task, checkpoint_head, checkpoint_line, read_checkpoint,

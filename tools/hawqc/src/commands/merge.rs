@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use hawqc_driver::write_file;
+use hawqc_quantize::sensitivity::{SCHEMA as SENSITIVITY, Sensitivities};
 use hawqc_schedules::tuning::log::{Log, SCHEMA as TUNING};
 use serde_json::{Value, json};
 
@@ -23,7 +24,10 @@ pub fn run(args: &Merge, console: &Console) -> Result<(), Failure> {
     }
     match schemas[0].as_str() {
         TUNING => tuning_logs(&args.files, &args.output, console),
-        other => Err(Failure::invalid(format!("files of schema {other} cannot be merged; supported is {TUNING}"))),
+        SENSITIVITY => sensitivities(&args.files, &args.output, console),
+        other => Err(Failure::invalid(format!(
+            "files of schema {other} cannot be merged; supported are {TUNING} and {SENSITIVITY}"
+        ))),
     }
 }
 
@@ -44,4 +48,17 @@ fn tuning_logs(files: &[PathBuf], output: &Path, console: &Console) -> Result<()
     write_file(output, merged.text().as_bytes())?;
     let count = merged.rows.len();
     console.result(&json!({ "written": output, "rows": count }), || format!("{}: {count} rows", output.display()))
+}
+
+fn sensitivities(files: &[PathBuf], output: &Path, console: &Console) -> Result<(), Failure> {
+    let invalid = |path: &Path, error: &dyn std::fmt::Display| Failure::invalid(format!("{}: {error}", path.display()));
+    let mut parts = Vec::new();
+    for path in files {
+        let text = std::fs::read_to_string(path).map_err(io(path))?;
+        parts.push(Sensitivities::from_json(&text).map_err(|e| invalid(path, &e))?);
+    }
+    let merged = Sensitivities::merge(parts).map_err(|e| Failure::invalid(e.to_string()))?;
+    write_file(output, merged.to_json().as_bytes())?;
+    let count = merged.layers.len();
+    console.result(&json!({ "written": output, "layers": count }), || format!("{}: {count} layers", output.display()))
 }

@@ -58,6 +58,8 @@ pub enum Window {
 pub struct Micro<'a> {
     pub isa: Isa,
     pub multiply: Multiply,
+    /// Whether one instruction multiplies pairs of 16 bits and adds them to the sums.
+    pub dot: bool,
     pub runs: usize,
     /// Steps of a run.
     pub steps: usize,
@@ -247,6 +249,7 @@ impl Micro<'_> {
                         None => Src::Mem(Mem::at(tile.weights, at + v * self.isa.bytes())),
                     };
                     match self.multiply {
+                        Multiply::I16 if self.dot => asm.dot_i16(acc[v], tile.input, weights),
                         Multiply::I16 => asm.binary(Binary::Maddwd, product(v), tile.input, weights),
                         Multiply::Sum16 | Multiply::Sum32 => {
                             asm.binary(Binary::Maddubs, product(v), tile.input, weights);
@@ -259,6 +262,7 @@ impl Micro<'_> {
                 }
                 let sum = match self.multiply {
                     Multiply::Dot => continue,
+                    Multiply::I16 if self.dot => continue,
                     Multiply::Sum16 => Binary::AddI16,
                     Multiply::I16 | Multiply::Sum32 => Binary::AddI32,
                 };
@@ -342,9 +346,6 @@ pub fn store(asm: &mut Asm, dst: Elem, to: Mem, vectors: &[V]) {
         v += 1;
     }
 }
-
-/// Words of [`assemble_expand`]'s table.
-pub const EXPAND_WORDS: usize = 4;
 
 /// A leaf function that turns packed weights into operands once for many tiles. Its table: where from, where
 /// to, the number of pairs of vectors, the literals.

@@ -22,7 +22,7 @@ use super::{Body, Frame, Leaf, Lowered, Table};
 use crate::asm::{AsmError, Isa};
 use crate::error::Unsupported;
 use epilogue::WideEpilogue;
-use micro::{EXPAND_WORDS, FIXED_WORDS, Load, Micro, Window, Word, assemble_expand};
+use micro::{FIXED_WORDS, Load, Micro, Window, Word, assemble_expand};
 use source::Source;
 
 /// Tiles from which on the weights of a channel block are turned into operands once for all of them.
@@ -66,6 +66,7 @@ pub(super) fn lower(
     let Some(wide) = ConvGeometry::of(spec).and_then(|g| g.wide_machine(machine)) else {
         return Err(Unsupported::new("a wide kernel of this convolution"));
     };
+    let wide_dot = wide.dot;
     let isa = if wide.lanes == Isa::Avx512.lanes() { Isa::Avx512 } else { Isa::Avx2 };
     let weights = weights.ints()?;
     let bias = bias.and_then(constant).map(Tensor::ints).transpose()?;
@@ -112,6 +113,7 @@ pub(super) fn lower(
     let micro = Micro {
         isa,
         multiply,
+        dot: wide_dot,
         runs: run_offsets.len(),
         steps,
         load: if expands { Load::Direct } else { load },
@@ -416,7 +418,6 @@ impl Wide {
         };
         let pairs = c.int((self.depth * vectors).div_ceil(2));
         call(c, expand, &[packed, frame.scratch, pairs, frame.tables[LITERALS]]);
-        debug_assert_eq!(EXPAND_WORDS, 4);
         frame.scratch
     }
 

@@ -12,9 +12,6 @@ use super::epilogue::WideEpilogue;
 use super::micro::store;
 use crate::asm::{Asm, AsmError, Binary, Gpr, Isa, Mem, Shift, V};
 
-/// Words of [`assemble_input`]'s table: the tile's first input, where its first position goes, the number of
-/// vectors of channels, the literals.
-pub const INPUT_WORDS: usize = 4;
 /// Words of [`assemble_output`]'s table before the epilogue's: the tile's sums, its first output, the number of
 /// vectors of channels, the literals.
 pub const OUTPUT_WORDS: usize = 4;
@@ -103,6 +100,8 @@ pub struct InputLayout {
     pub position: usize,
 }
 
+/// The transform of a tile's inputs. Its table: the tile's first input, where its first position goes, the number of
+/// vectors of channels, the literals.
 pub fn assemble_input(
     isa: Isa,
     transform: &Winograd2d,
@@ -156,6 +155,7 @@ pub struct Outputs {
     pub valid: [usize; 2],
 }
 
+/// The transform of a tile's sums, of every vector of channels, with the epilogue.
 pub fn assemble_output(
     isa: Isa,
     transform: &Winograd2d,

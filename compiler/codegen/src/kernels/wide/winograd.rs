@@ -29,10 +29,12 @@ const TILES: usize = 2;
 const RUNS: usize = 3;
 const LITERALS: usize = 4;
 const FIRST_EPILOGUE_TABLE: usize = 5;
-/// The product's own literals, which hold nothing it reads.
+/// Bytes of a transformed input or weight.
 const OPERAND_BYTES: usize = 2;
 
 struct Winograd {
+    /// Whether one instruction multiplies pairs and adds them.
+    dot: bool,
     geometry: Geometry,
     isa: Isa,
     schedule: WinogradSchedule,
@@ -89,6 +91,7 @@ pub fn lower(
     add_literals(&transform, &mut epilogue);
     let source = Source::new(tiled(&geometry, &transform), OPERAND_BYTES);
     let mut winograd = Winograd {
+        dot: wide.dot,
         geometry,
         isa,
         schedule,
@@ -230,6 +233,7 @@ impl Winograd {
         let micro = Micro {
             isa: self.isa,
             multiply: Multiply::I16,
+            dot: self.dot,
             runs: 1,
             steps: self.geometry.group_in.div_ceil(2),
             load: Load::Direct,
