@@ -48,7 +48,9 @@ fn layer(index: usize, choices: usize, limits: usize, kind: Kind, random: &mut R
 
 fn problem(seed: u64, layers: usize, choices: usize, limits: usize, share: f64, kind: Kind) -> Problem {
     let mut random = Random(seed * 7919 + 12345);
-    (0..10).for_each(|_| drop(random.next()));
+    for _ in 0..10 {
+        random.next();
+    }
     let layers: Vec<Layer> = (0..layers).map(|i| layer(i, choices, limits, kind, &mut random)).collect();
     let limit = |d: usize| {
         let extreme = |start: f64, pick: fn(f64, f64) -> f64| {
@@ -60,9 +62,9 @@ fn problem(seed: u64, layers: usize, choices: usize, limits: usize, share: f64, 
     let limits: Vec<Limit> = (0..limits).map(limit).collect();
     let mut seams = Vec::new();
     if let Kind::Seams = kind {
-        for first in 0..layers.len() - 1 {
+        for (first, layer) in layers.iter().enumerate().take(layers.len() - 1) {
             for (a, b) in (0..choices).flat_map(|a| (0..choices).map(move |b| (a, b))).filter(|(a, b)| a != b) {
-                let extra = layers[first].choices[0].uses[0] * 0.1 * random.next();
+                let extra = layer.choices[0].uses[0] * 0.1 * random.next();
                 seams.push(SeamCost { layers: [first, first + 1], choices: [a, b], limit: 0, extra });
             }
         }

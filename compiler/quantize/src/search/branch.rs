@@ -249,11 +249,11 @@ pub(super) fn marginals(chain: &Chain, prices: &[f64]) -> Vec<Vec<f64>> {
         let (link, options) = (&chain.links[here], chain.options(here).len());
         let mut least = vec![f64::INFINITY; options];
         let mut next_heads = vec![f64::INFINITY; tails[here + 1].len()];
-        for state in 0..link.states {
+        for (state, &before) in heads.iter().enumerate() {
             let onward = chain.steps(here, state, &value);
             for (option, step) in onward.enumerate() {
                 let next = link.next[state * options + option] as usize;
-                let head = heads[state] + step;
+                let head = before + step;
                 next_heads[next] = next_heads[next].min(head);
                 least[option] = least[option].min(head + tails[here + 1][next]);
             }
