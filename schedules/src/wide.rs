@@ -114,9 +114,10 @@ impl WideSchedule {
         };
         let step = |mr: usize, nr: usize| {
             let vector = (mr * nr * per_product).max(10) * 8 / 3;
-            // Weights that no register is left for are read again for every pixel.
+            // A vector of weights comes from the second-level cache and counts twice; weights that no register is
+            // left for are read again for every pixel.
             let held = mr > 1 && registers(self.multiply, mr, nr) + nr <= registers_all;
-            let loads = (mr + if held { nr } else { mr * nr }) * 8 / 2;
+            let loads = (mr + 2 * nr + if held { 0 } else { mr * nr }) * 8 / 2;
             vector.max(loads) + (vector + loads) / 8
         };
         let column = |mr: usize| {
