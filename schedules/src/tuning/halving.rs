@@ -80,7 +80,7 @@ impl Halving {
     }
 
     /// The candidate to measure next; `None` when one is left.
-    pub fn next(&mut self) -> Option<usize> {
+    pub fn next_candidate(&mut self) -> Option<usize> {
         loop {
             let alive: Vec<usize> = (0..self.alive.len()).filter(|&i| self.alive[i]).collect();
             if alive.len() <= 1 {
@@ -130,7 +130,7 @@ mod tests {
     fn race(truth: &[u64], first: usize) -> (Halving, usize) {
         let mut halving = Halving::new(truth.len(), first);
         let mut turns = 0;
-        while let Some(next) = halving.next() {
+        while let Some(next) = halving.next_candidate() {
             halving.record(next, time(truth[next], turns));
             turns += 1;
             assert!(turns < 10_000);
@@ -156,12 +156,12 @@ mod tests {
         let (whole, turns) = race(&truth, 2);
         let mut halving = Halving::new(9, 2);
         (0..9).for_each(|i| halving.know(i, whole.times(i)));
-        assert_eq!(halving.next(), None);
+        assert_eq!(halving.next_candidate(), None);
         assert_eq!(halving.best(), whole.best());
         let mut half = Halving::new(9, 2);
         (0..5).for_each(|i| half.know(i, whole.times(i)));
         let mut more = 0;
-        while let Some(next) = half.next() {
+        while let Some(next) = half.next_candidate() {
             half.record(next, time(truth[next], more));
             more += 1;
         }
@@ -174,7 +174,7 @@ mod tests {
         let mut halving = Halving::new(3, 2);
         halving.refuse(0);
         halving.refuse(2);
-        assert_eq!((halving.next(), halving.best(), halving.tried()), (None, 0, 2));
+        assert_eq!((halving.next_candidate(), halving.best(), halving.tried()), (None, 0, 2));
         halving.know(1, &[5]);
         assert_eq!(halving.best(), 1);
     }

@@ -144,7 +144,7 @@ pub fn search<M: Measure>(
     Ok(Outcome {
         best: races.iter().map(|race| race.schedule(None)).collect(),
         tried: races.iter().map(|race| race.halving.tried()).collect(),
-        complete: races.iter_mut().all(|race| race.halving.next().is_none()),
+        complete: races.iter_mut().all(|race| race.halving.next_candidate().is_none()),
         runs,
     })
 }
@@ -229,7 +229,7 @@ impl Race {
         on_event: &mut dyn FnMut(Event),
     ) -> Result<Option<usize>, M::Error> {
         loop {
-            let next = self.halving.next();
+            let next = self.halving.next_candidate();
             for lost in self.halving.take_lost() {
                 if lost > 0 && self.kernels[lost].take().is_some() {
                     measure.discard(self.task, self.candidates[lost]);
