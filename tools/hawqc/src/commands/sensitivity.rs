@@ -235,6 +235,9 @@ fn summary(found: &Sensitivities) -> String {
     };
     let header = ["layer", "weights", "trace", "stderr"].into_iter().chain(choices.iter().map(|c| c.as_str()));
     let header: Vec<&str> = header.collect();
-    let counts = format!("{} measurements on {} samples", found.probes, found.samples);
+    let counts = match found.probes {
+        0 => found.provenance.clone(),
+        probes => format!("{probes} measurements on {} samples", found.samples),
+    };
     format!("{}\n{counts}; costs by width choice", table(&header, found.layers.iter().map(row)))
 }
