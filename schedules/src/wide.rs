@@ -126,7 +126,11 @@ impl WideSchedule {
         };
         let unit = self.rows * geometry.row_pixels;
         let of_unit = |pixels: usize| {
-            pixels / self.mr * column(self.mr) + if pixels % self.mr > 0 { column(pixels % self.mr) } else { 0 }
+            pixels / self.mr * column(self.mr)
+                + match pixels % self.mr {
+                    0 => 0,
+                    rest => column(rest),
+                }
         };
         let last = geometry.pixels % unit;
         (geometry.pixels / unit * of_unit(unit) + of_unit(last)) * steps

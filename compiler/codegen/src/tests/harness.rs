@@ -82,7 +82,7 @@ unsafe extern "C" fn backwards(_: *mut c_void, run: TaskFn, call: *const Call, t
 
 /// A program's code where it can be run.
 enum Code {
-    Native { run: RunFn, _code: JitCode },
+    Native { run: RunFn, _code: Box<JitCode> },
     Emulated(Box<Emulated>),
 }
 
@@ -96,7 +96,7 @@ impl Code {
         let code = JitCode::finish(module).unwrap();
         // SAFETY: `lower` defines entry points of this type, and `code` is kept with the pointer.
         let run = unsafe { std::mem::transmute::<*const u8, RunFn>(code.function(defined.run)) };
-        Code::Native { run, _code: code }
+        Code::Native { run, _code: Box::new(code) }
     }
 
     /// Runs `call`, whose `inputs` and `outputs` point at tables of as many addresses as there are
