@@ -1,18 +1,23 @@
 //! The instructions of convolutions, for targets that this machine need not be.
 
 use hawqc_ir::{Elem, Rounding};
+use hawqc_schedules::Schedule;
 
 use super::conv::Build;
 use crate::compile::{ModelInfo, compile};
-use crate::program::Options;
+use crate::program::{Options, machine};
 use crate::target::Target;
 
-/// The instructions of a convolution's kernel.
+/// The instructions of a convolution's portable kernel.
 fn kernel_assembly(target: &str, changes: &str, src: Elem, wei: Elem, kernel: [usize; 2]) -> String {
     let target = Target::parse(target).unwrap().with_changes(changes).unwrap();
     let build = Build::new(src, wei, [6, 6], 16, 32, kernel);
-    let (graph, _) = build.requantised(Elem::U8, Rounding::HalfUp).graph();
-    let artifact = compile(&graph, &ModelInfo::default(), &Options { listing: true, ..Options::new(target) }).unwrap();
+    let case = build.requantised(Elem::U8, Rounding::HalfUp);
+    let (graph, _) = case.graph();
+    let portable = Schedule::portable_for(&case.spec(), machine(&target));
+    let mut options = Options { listing: true, ..Options::new(target) };
+    options.schedules.insert(case.spec(), portable);
+    let artifact = compile(&graph, &ModelInfo::default(), &options).unwrap();
     let listing = artifact.listings.iter().find(|l| l.symbol.starts_with("kernel.")).unwrap();
     listing.assembly.clone()
 }

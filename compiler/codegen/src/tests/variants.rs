@@ -15,7 +15,7 @@ use crate::variants::{KernelHashes, Variants};
 fn every_choice_computes_the_same() {
     let graph = network(NETWORK);
     let pool = Pool::new(2).unwrap();
-    for target in runnable_targets() {
+    for target in runnable_targets().into_iter().filter(Target::runs_here) {
         let mut variants = Variants::new(&graph, &target).unwrap();
         let mut added: Vec<(usize, usize)> = Vec::new();
         for step in 0..variants.len() {
