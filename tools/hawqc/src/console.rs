@@ -15,6 +15,8 @@ pub struct Console {
     quiet: bool,
     verbose: u8,
     color: bool,
+    /// Whether results are notes: they belong to a step of something larger.
+    aside: bool,
 }
 
 impl Console {
@@ -24,11 +26,20 @@ impl Console {
             Color::Never => false,
             Color::Auto => std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty()) && std::io::stderr().is_terminal(),
         };
-        Console { json: global.json, quiet: global.quiet, verbose: global.verbose, color }
+        Console { json: global.json, quiet: global.quiet, verbose: global.verbose, color, aside: false }
+    }
+
+    /// The same streams for a step of something larger, whose results are notes.
+    pub fn aside(&self) -> Console {
+        Console { json: false, aside: true, ..*self }
     }
 
     /// A result: `value` as JSON, or the text made by `human`.
     pub fn result<T: Serialize>(&self, value: &T, human: impl FnOnce() -> String) -> Result<(), Failure> {
+        if self.aside {
+            self.note(human());
+            return Ok(());
+        }
         let text = match self.json {
             true => serde_json::to_string_pretty(value).map_err(|e| Failure::invalid(e.to_string()))?,
             false => human(),

@@ -1,9 +1,11 @@
 //! `hawqc demo`: the whole job on the bundled network and real images.
 
+use std::ffi::OsString;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use clap::Parser;
 use hawqc_driver::{CompileOptions, LinkWith, Precision, Source, audit, compile, lower, verify, write_file};
 use hawqc_ir::Tensor;
 use hawqc_quantize::{Calibration, Options, PrecisionPlan};
@@ -12,7 +14,7 @@ use serde::Serialize;
 
 use super::bench::{self, Limit};
 use super::{calibrate, eval, target};
-use crate::args::{Demo, Global};
+use crate::args::{Cli, Demo, Global};
 use crate::console::{Console, bytes, table, time};
 use crate::data::Dataset;
 use crate::failure::{Failure, Kind, io};
@@ -22,6 +24,18 @@ const CALIBRATION: &[u8] = include_bytes!("../../../../examples/digits/calibrati
 const TEST: &[u8] = include_bytes!("../../../../examples/digits/test.npz");
 /// Which layers the mixed plan keeps at 8 bits.
 const MIXED: &str = include_str!("../../../../examples/digits/mixed.json");
+/// The search for a plan, as one would type it, each file feeding the next.
+const SEARCH: [&str; 5] = [
+    "calibrate digits.onnx --data calibration.npz -o calib.json",
+    "tune digits.onnx --calib calib.json --time-budget 10s -o tune.jsonl",
+    "table tune.jsonl -o latency.json",
+    "sensitivity digits.onnx --calib calib.json --data calibration.npz --samples 64 -o sens.json",
+    "search digits.onnx --sensitivity sens.json --latency latency.json --max-size 0.6x -o bits.json",
+];
+
+/// Words of [`SEARCH`] with these extensions are files of the demo's folder.
+const FILES: [&str; 4] = ["onnx", "npz", "json", "jsonl"];
+
 /// One line of the closing table.
 #[derive(Serialize)]
 struct Row {
@@ -55,6 +69,7 @@ pub fn run(args: &Demo, global: &Global, console: &Console) -> Result<(), Failur
         ("W8A8", PrecisionPlan::uniform(&graph, 8, 8)?),
         ("W4A4", PrecisionPlan::uniform(&graph, 4, 4)?),
         ("mixed", PrecisionPlan::from_json(MIXED)?),
+        ("searched", search(folder, args, global, console)?),
     ];
     let mut rows = vec![float_row(&graph, &data, console)?];
     for (name, plan) in plans {
@@ -62,6 +77,32 @@ pub fn run(args: &Demo, global: &Global, console: &Console) -> Result<(), Failur
         rows.push(job.run(name, plan, console)?);
     }
     console.result(&rows, || closing_table(&rows, data.len()))
+}
+
+/// Tunes, measures and searches: the plan of least sensitivity within 60 % of the weights of W8A8.
+fn search(folder: &Path, args: &Demo, global: &Global, console: &Console) -> Result<PrecisionPlan, Failure> {
+    let log = folder.join("tune.jsonl");
+    if log.exists() {
+        std::fs::remove_file(&log).map_err(io(&log))?;
+    }
+    for line in SEARCH {
+        console.note(format!("$ hawqc {line}"));
+        let extension = |word: &str| Path::new(word).extension().and_then(|e| e.to_str()).map(str::to_owned);
+        let is_file = |word: &str| extension(word).is_some_and(|e| FILES.contains(&e.as_str()));
+        let place = |word: &str| if is_file(word) { folder.join(word).into_os_string() } else { word.into() };
+        let mut words: Vec<OsString> = ["hawqc"].map(OsString::from).into();
+        words.extend(line.split(' ').map(place));
+        words.extend(global.threads.iter().flat_map(|n| ["--threads".into(), n.to_string().into()]));
+        if line.starts_with("tune") {
+            words.extend(["--target".into(), OsString::from(&args.target.target)]);
+            words.extend(args.target.cpu_features.iter().flat_map(|f| ["--cpu-features".into(), f.into()]));
+        }
+        let cli = Cli::try_parse_from(words).map_err(|e| Failure::invalid(e.to_string()))?;
+        super::run(&cli, &console.aside())?;
+    }
+    let path = folder.join("bits.json");
+    let text = std::fs::read_to_string(&path).map_err(io(&path))?;
+    Ok(PrecisionPlan::from_json(&text)?)
 }
 
 fn float_row(graph: &hawqc_ir::Graph, data: &Dataset, console: &Console) -> Result<Row, Failure> {
