@@ -89,6 +89,11 @@ impl WideEpilogue {
                 op => return Err(Unsupported::new(format!("`{}` among the pointwise steps of a kernel", op.name()))),
             }
         }
+        // Steps overwrite their first argument's register, so a result may have one reader only.
+        let results = || spec.steps().iter().flat_map(|s| &s.args).filter(|arg| matches!(arg, Arg::Step(_)));
+        if results().enumerate().any(|(i, arg)| results().skip(i + 1).any(|other| other == arg)) {
+            return Err(Unsupported::new("a step whose result is read twice in a wide kernel"));
+        }
         for operand in epilogue.operands() {
             let ty = &spec.operands()[operand];
             if ty.shape != spec.result().shape || ty.is_float() {
