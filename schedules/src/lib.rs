@@ -61,7 +61,7 @@ pub enum Schedule {
 pub enum ScheduleError {
     #[error(
         "`{0}` is not a schedule: write `default`, `conv mr=3 nr=4 tiles=16 blocks=4`, \
-         `wide mul=i16 mr=4 nr=3 rows=8 blocks=2` or `winograd m=4x4 mr=6 nr=2 rows=2 blocks=4`"
+         `wide mul=i16 mr=4 nr=3 rows=8 blocks=2` or `winograd mul=i16 m=4x4 mr=6 nr=2 rows=2 blocks=4`"
     )]
     Syntax(String),
     #[error("schedule `{schedule}` is not legal here: {reason}")]
@@ -78,9 +78,11 @@ impl Schedule {
     /// rule out all but the last.
     pub fn preferred(spec: &KernelSpec, machine: Machine) -> Vec<Schedule> {
         let geometry = ConvGeometry::of(spec);
-        let winograd = geometry.as_ref().and_then(|g| WinogradSchedule::default_for(g, machine));
         let wide = geometry.as_ref().and_then(|g| WideSchedule::default_for(g, machine));
-        let assembled = winograd.map(Schedule::Winograd).into_iter().chain(wide.map(Schedule::Wide));
+        let direct = geometry.as_ref().zip(wide.as_ref());
+        let winograd = direct.map(|(g, wide)| WinogradSchedule::defaults_for(g, machine, wide.multiply));
+        let winograd = winograd.into_iter().flatten().map(Schedule::Winograd);
+        let assembled = winograd.chain(wide.map(Schedule::Wide));
         assembled.chain([Schedule::portable_for(spec, machine)]).collect()
     }
 

@@ -29,13 +29,19 @@ pub enum Multiply {
 impl Multiply {
     pub const ALL: [Multiply; 4] = [Multiply::I16, Multiply::Sum16, Multiply::Sum32, Multiply::Dot];
 
-    fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Multiply::I16 => "i16",
             Multiply::Sum16 => "sum16",
             Multiply::Sum32 => "sum32",
             Multiply::Dot => "dot",
         }
+    }
+
+    /// Reads `mul=i16`.
+    pub(crate) fn read(word: &str) -> Result<Multiply, ()> {
+        let name = word.strip_prefix("mul=").ok_or(())?;
+        Multiply::ALL.into_iter().find(|m| m.name() == name).ok_or(())
     }
 
     /// Bytes of an operand as it is multiplied.
@@ -199,7 +205,7 @@ impl WideSchedule {
 }
 
 /// Registers of a tile whose weights come from memory: sums, an input, products in flight, a constant.
-fn registers(multiply: Multiply, mr: usize, nr: usize) -> usize {
+pub(crate) fn registers(multiply: Multiply, mr: usize, nr: usize) -> usize {
     let products = match multiply {
         Multiply::Dot => 0,
         _ => usize::from(nr > 1),
@@ -285,11 +291,9 @@ impl FromStr for WideSchedule {
         let ["wide", multiply, mr, nr, rows, blocks] = words.as_slice() else {
             return Err(());
         };
-        let multiply = multiply.strip_prefix("mul=").ok_or(())?;
-        let multiply = Multiply::ALL.into_iter().find(|m| m.name() == multiply).ok_or(())?;
         let number = crate::number;
         Ok(WideSchedule {
-            multiply,
+            multiply: Multiply::read(multiply)?,
             mr: number(mr, "mr")?,
             nr: number(nr, "nr")?,
             rows: number(rows, "rows")?,

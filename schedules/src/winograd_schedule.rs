@@ -1,4 +1,4 @@
-//! Schedules of convolutions by an exact integer Winograd algorithm ([`crate::winograd`]) in lanes of 16 bits.
+//! Schedules of convolutions by an exact integer Winograd algorithm ([`crate::winograd`]) in lanes of 8 or 16 bits.
 //!
 //! A unit of work is `rows` rows of tiles of an image by a group of `blocks` channel blocks (of `nr` vectors); its
 //! products run in register tiles of `mr` tiles by `nr` vectors.
@@ -6,15 +6,16 @@
 use std::fmt;
 use std::str::FromStr;
 
-use hawqc_ir::Elem;
-
-use crate::Machine;
 use crate::conv::ConvGeometry;
+use crate::wide::registers;
 use crate::winograd::{Kernel, Lane, Member};
+use crate::{Machine, Multiply, WideMachine};
 
 /// See the module's documentation. All at least 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct WinogradSchedule {
+    /// How products are formed; with it the lanes.
+    pub multiply: Multiply,
     /// Outputs of a tile along height and width.
     pub outputs: [usize; 2],
     pub mr: usize,
@@ -24,43 +25,84 @@ pub struct WinogradSchedule {
 }
 
 /// Tiles that are tried.
-const OUTPUTS: [[usize; 2]; 2] = [[4, 4], [2, 2]];
+const OUTPUTS: [[usize; 2]; 4] = [[4, 4], [4, 2], [3, 2], [2, 2]];
 const MAX_MR: usize = 8;
 const MAX_NR: usize = 4;
+/// Register tiles that are tried.
+const TILES: [(usize, usize); 5] = [(7, 2), (6, 2), (4, 3), (8, 1), (4, 2)];
 /// Tiles of a unit: enough to read a block's weights for, few enough to stay in the second-level cache.
 const UNIT_TILES: usize = 28;
+/// Time of transforming a value, and of reading a byte of weights once, in the units of [`product_cost`]. From single
+/// layers on one core with AVX2: `docs/results.md`.
+const TRANSFORM_COST: usize = 200;
+const WEIGHT_BYTE_COST: usize = 60;
+
+/// Time of a multiply-accumulate of a register tile.
+fn product_cost(multiply: Multiply, wide: WideMachine) -> usize {
+    match multiply {
+        Multiply::I16 if wide.dot => 8,
+        Multiply::Dot => 4,
+        Multiply::I16 => 20,
+        Multiply::Sum16 => 11,
+        Multiply::Sum32 => 16,
+    }
+}
 
 impl WinogradSchedule {
-    /// The algorithm for a kernel of `taps`, if there is one.
-    pub fn member(&self, taps: [usize; 2]) -> Option<Member> {
-        Member::new(Kernel { taps, stride: [1, 1] }, self.outputs, [&[], &[]], Lane::I16)
+    pub fn lane(&self) -> Lane {
+        if self.multiply == Multiply::I16 { Lane::I16 } else { Lane::I8 }
     }
 
-    /// The schedule worth having without a measurement: tiles of 4x4 outputs on machines without an 8-bit dot
-    /// product, where products of 16-bit lanes cost no more, for images large enough to make up for weights that
-    /// take eight times the bytes. Measured on one core with AVX2: `docs/results.md`.
-    pub(crate) fn default_for(geometry: &ConvGeometry, machine: Machine) -> Option<WinogradSchedule> {
-        let four_bits = geometry.wei == Elem::I4;
-        let smallest = if four_bits { 28 } else { 14 };
-        let large = geometry.image_rows.min(geometry.row_pixels) >= smallest;
-        let worthwhile = large && !geometry.wide_machine(machine)?.dot;
-        let mut all = WinogradSchedule::candidates(geometry, machine).into_iter();
-        all.find(|s| worthwhile && s.outputs == [4, 4] && (s.mr, s.nr) == (6, 2))
+    /// The algorithm for a kernel of `taps`, if there is one.
+    pub fn member(&self, taps: [usize; 2]) -> Option<Member> {
+        Member::new(Kernel { taps, stride: [1, 1] }, self.outputs, [&[], &[]], self.lane())
+    }
+
+    /// Schedules worth having without a measurement, the best first: those that an estimate expects to be faster than
+    /// direct convolution with `direct` products.
+    pub(crate) fn defaults_for(geometry: &ConvGeometry, machine: Machine, direct: Multiply) -> Vec<WinogradSchedule> {
+        let Some(wide) = geometry.wide_machine(machine) else {
+            return Vec::new();
+        };
+        let limit = geometry.pixels * 9 * product_cost(direct, wide);
+        let mut all = WinogradSchedule::candidates(geometry, machine);
+        all.retain(|s| (s.mr, s.nr) == (6, 2) && s.cost(geometry, wide) < limit);
+        all.sort_by_key(|s| s.cost(geometry, wide));
+        let mut seen = Vec::new();
+        all.retain(|s| {
+            let is_new = !seen.contains(&(s.multiply, s.outputs));
+            seen.push((s.multiply, s.outputs));
+            is_new
+        });
+        all
+    }
+
+    /// Estimated time for a pair of an input and an output channel, in the units of [`product_cost`]: products, their
+    /// share of the transforms, and the transformed weights on their way from memory.
+    fn cost(&self, geometry: &ConvGeometry, wide: WideMachine) -> usize {
+        let WinogradSchedule { multiply, outputs: [h, w], .. } = *self;
+        let positions = (h + geometry.kernel[0] - 1) * (w + geometry.kernel[1] - 1);
+        let tiles = geometry.pixels / (geometry.image_rows * geometry.row_pixels)
+            * geometry.image_rows.div_ceil(h)
+            * geometry.row_pixels.div_ceil(w);
+        let transforms = TRANSFORM_COST * tiles / geometry.channels + TRANSFORM_COST * tiles / geometry.group_in;
+        let weights = WEIGHT_BYTE_COST * multiply.operand_bytes();
+        positions * (tiles * product_cost(multiply, wide) + transforms + weights)
     }
 
     pub(crate) fn candidates(geometry: &ConvGeometry, machine: Machine) -> Vec<WinogradSchedule> {
         let mut all = Vec::new();
-        for outputs in OUTPUTS {
-            let [height, width] = [geometry.image_rows, geometry.row_pixels];
+        let [height, width] = [geometry.image_rows, geometry.row_pixels];
+        for (multiply, outputs) in Multiply::ALL.into_iter().flat_map(|m| OUTPUTS.map(|o| (m, o))) {
             let [down, across] = [height.div_ceil(outputs[0]), width.div_ceil(outputs[1])];
-            for (mr, nr) in [(7, 2), (6, 2), (4, 3), (8, 1), (4, 2)] {
+            for (mr, nr) in TILES {
                 for tiles in [UNIT_TILES, 2 * UNIT_TILES] {
                     let rows = (tiles / across).clamp(1, down);
                     let rows = down.div_ceil(down.div_ceil(rows));
                     let units = down.div_ceil(rows);
                     let blocks_all = geometry.channels.div_ceil(8 * nr);
                     let blocks = if units >= 4 { blocks_all } else { blocks_all.div_ceil(4) };
-                    let schedule = WinogradSchedule { outputs, mr, nr, rows, blocks };
+                    let schedule = WinogradSchedule { multiply, outputs, mr, nr, rows, blocks };
                     if schedule.legal(geometry, machine).is_ok() && !all.contains(&schedule) {
                         all.push(schedule);
                     }
@@ -72,22 +114,31 @@ impl WinogradSchedule {
 
     /// Whether the schedule may be asked for; the proof that it gives every bit needs the weights.
     pub(crate) fn legal(self, geometry: &ConvGeometry, machine: Machine) -> Result<(), String> {
-        let WinogradSchedule { outputs, mr, nr, rows, blocks } = self;
+        let WinogradSchedule { multiply, outputs, mr, nr, rows, blocks } = self;
         let Some(wide) = geometry.wide_machine(machine) else {
             return Err(geometry.not_wide(machine));
         };
         if geometry.kernel != [3, 3] || geometry.stride != [1, 1] || geometry.dilation != [1, 1] {
             return Err("the algorithm is for 3x3 taps, stride 1, without dilation".to_owned());
         }
-        if !OUTPUTS.contains(&outputs) {
-            return Err("tiles are of 2x2 or 4x4 outputs".to_owned());
-        }
-        if geometry.wide || !geometry.group_in.is_multiple_of(2 * wide.lanes) {
+        let member = OUTPUTS.contains(&outputs).then(|| self.member(geometry.kernel)).flatten();
+        let Some(member) = member else {
+            return Err("tiles are of 2x2, 3x2, 4x2 or 4x4 outputs".to_owned());
+        };
+        let vector_channels = 4 * wide.lanes / multiply.operand_bytes();
+        if geometry.wide || !geometry.group_in.is_multiple_of(vector_channels) {
             return Err(format!(
-                "the algorithm takes inputs of up to 8 bits, {} channels at a time, not {} channels",
-                2 * wide.lanes,
+                "the algorithm takes inputs of up to 8 bits, {vector_channels} channels at a time, not {} channels",
                 geometry.group_in
             ));
+        }
+        let span = geometry.src_range.hi - geometry.src_range.lo;
+        let growth: i64 = member.parts().iter().map(|p| p.transform.input_growth()).max().unwrap_or(1);
+        if span.saturating_mul(growth) >= 1 << self.lane().bits() {
+            return Err(format!("inputs that span {span} and grow {growth} times do not fit lanes of {}", self.lane()));
+        }
+        if multiply == Multiply::Dot && !wide.dot {
+            return Err("the target has no 8-bit dot product of this width".to_owned());
         }
         if !(1..=MAX_MR).contains(&mr) || !(1..=MAX_NR).contains(&nr) || rows == 0 || blocks == 0 {
             return Err(format!("a tile is 1 to {MAX_MR} by 1 to {MAX_NR} vectors, rows and blocks are at least 1"));
@@ -95,7 +146,7 @@ impl WinogradSchedule {
         if rows > geometry.image_rows.div_ceil(outputs[0]) {
             return Err(format!("an image has {} rows of tiles", geometry.image_rows.div_ceil(outputs[0])));
         }
-        let needed = mr * nr + 1 + usize::from(nr > 1);
+        let needed = registers(multiply, mr, nr);
         if needed > wide.registers {
             return Err(format!("a tile of {mr} x {nr} needs {needed} registers, there are {}", wide.registers));
         }
@@ -105,8 +156,9 @@ impl WinogradSchedule {
 
 impl fmt::Display for WinogradSchedule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let WinogradSchedule { outputs: [h, w], mr, nr, rows, blocks } = self;
-        write!(f, "winograd m={h}x{w} mr={mr} nr={nr} rows={rows} blocks={blocks}")
+        let WinogradSchedule { multiply, outputs: [h, w], mr, nr, rows, blocks } = self;
+        let multiply = multiply.name();
+        write!(f, "winograd mul={multiply} m={h}x{w} mr={mr} nr={nr} rows={rows} blocks={blocks}")
     }
 }
 
@@ -114,12 +166,13 @@ impl FromStr for WinogradSchedule {
     type Err = ();
     fn from_str(text: &str) -> Result<WinogradSchedule, ()> {
         let words: Vec<&str> = text.split(' ').collect();
-        let ["winograd", outputs, mr, nr, rows, blocks] = words.as_slice() else {
+        let ["winograd", multiply, outputs, mr, nr, rows, blocks] = words.as_slice() else {
             return Err(());
         };
         let outputs = OUTPUTS.into_iter().find(|[h, w]| *outputs == format!("m={h}x{w}")).ok_or(())?;
         let number = crate::number;
         Ok(WinogradSchedule {
+            multiply: Multiply::read(multiply)?,
             outputs,
             mr: number(mr, "mr")?,
             nr: number(nr, "nr")?,

@@ -31,11 +31,13 @@ const fn layer(name: &'static str, size: usize, c: usize, k: usize, kernel: usiz
     Layer { name, src: Elem::U8, wei: Elem::I8, size, c, k, kernel, stride }
 }
 
-const LAYERS: [Layer; 10] = [
+const LAYERS: [Layer; 12] = [
     layer("3x3 56x56 64->64", 56, 64, 64, 3, 1),
     layer("3x3 28x28 128->128", 28, 128, 128, 3, 1),
     layer("3x3 14x14 256->256", 14, 256, 256, 3, 1),
     layer("3x3 7x7 512->512", 7, 512, 512, 3, 1),
+    Layer { wei: Elem::I4, src: Elem::U4, ..layer("3x3 28x28 128->128 u4 i4", 28, 128, 128, 3, 1) },
+    Layer { wei: Elem::I4, src: Elem::U4, ..layer("3x3 7x7 512->512 u4 i4", 7, 512, 512, 3, 1) },
     layer("1x1 56x56 256->64", 56, 256, 64, 1, 1),
     layer("1x1 14x14 256->1024", 14, 256, 1024, 1, 1),
     layer("7x7/2 224x224 3->64", 224, 3, 64, 7, 2),
@@ -118,18 +120,22 @@ fn main() -> Result<(), Box<dyn Error>> {
             }
             continue;
         }
-        let all = Schedule::candidates(&spec, machine(&target));
-        let count = if mode == "all" { all.len() } else { 1 };
-        for schedule in all.into_iter().take(count) {
+        let every = mode == "all";
+        let of = if every { Schedule::candidates } else { Schedule::preferred };
+        for schedule in of(&spec, machine(&target)) {
             let seconds = match layer.time(&target, schedule) {
                 Ok(seconds) => seconds,
                 Err(error) => {
-                    println!("{:<28} {schedule}: {error}", layer.name);
+                    // The weights rule a schedule out.
+                    println!("{:<28} {schedule}: {}", layer.name, error.to_string().lines().next().unwrap_or_default());
                     continue;
                 }
             };
             let rate = layer.macs() / seconds / 1e9;
             println!("{:<28} {:>9.1} us {rate:>7.1} GMAC/s  {schedule}", layer.name, seconds * 1e6);
+            if !every {
+                break;
+            }
         }
     }
     Ok(())

@@ -51,6 +51,11 @@ impl Winograd2d {
         self.rows.bt.sandwich(tile, &self.cols.bt)
     }
 
+    /// How many times wider than an input a transformed one may be.
+    pub fn input_growth(&self) -> i64 {
+        self.rows.bt.growth() * self.cols.bt.growth()
+    }
+
     /// The sums of a position's positive and negative coefficients of inputs.
     pub fn input_coefficients(&self, position: usize) -> (i64, i64) {
         let (row, col) = (self.rows.bt.row(position / self.cols.n), self.cols.bt.row(position % self.cols.n));

@@ -1,9 +1,12 @@
+use std::collections::{BTreeMap, BTreeSet};
+
 use hawqc_ir::text::seeded;
 use hawqc_ir::*;
-use hawqc_schedules::Schedule;
+use hawqc_schedules::{Multiply, Schedule, WideMachine};
 
 use super::harness::{Case, Operand, runnable_targets};
 use crate::program::machine;
+use crate::target::Target;
 
 /// A convolution to be built.
 #[derive(Clone, Debug)]
@@ -207,31 +210,52 @@ fn four_bit_weights_without_head_room() {
     }
 }
 
-/// Every Winograd schedule, with whole and cut tiles, extreme operands, and each way out.
+/// Every Winograd tile in lanes of 8 and of 16 bits, its schedules in turn, with whole and cut tiles, extreme operands,
+/// and each way out. Schedules that the weights rule out are refused.
 #[test]
 fn winograd_agrees() {
     for target in runnable_targets() {
-        let mut tried = 0;
+        let mut tried = BTreeSet::new();
         for (turn, size) in [[1, 1], [4, 4], [5, 9], [8, 6], [13, 7]].into_iter().enumerate() {
-            for (src, wei) in [(Elem::U8, Elem::I8), (Elem::I8, Elem::I8), (Elem::U4, Elem::I4)] {
-                let mut build = Build::new(src, wei, size, 32 + 32 * (turn % 2), [16, 48, 32][turn % 3], [3, 3]);
+            for (src, wei) in [(Elem::U8, Elem::I8), (Elem::I8, Elem::I8), (Elem::U4, Elem::I4), (Elem::I4, Elem::I4)] {
+                let mut build = Build::new(src, wei, size, 64 << (turn % 2), [16, 48, 32][turn % 3], [3, 3]);
                 build.op.pad = [1, 1, 1, 1];
                 build.op.pad_value = src.range().unwrap().hi as i32 * (turn as i32 % 2);
                 build.batch = 1 + turn % 2;
                 build.extreme = [None, Some(1), Some(2), Some(3)][turn % 4];
                 build.bias = turn % 3 > 0;
-                for case in
-                    [build.case(), build.requantised([Elem::U8, Elem::I16, Elem::U4][turn % 3], Rounding::HalfUp)]
-                {
-                    let all = Schedule::candidates(&case.spec(), machine(&target));
-                    let winograd: Vec<Schedule> =
-                        all.into_iter().filter(|s| matches!(s, Schedule::Winograd(_))).collect();
-                    tried += winograd.len();
-                    case.check(&target, &winograd, &[1, 3]);
-                }
+                let case = build.requantised([Elem::U8, Elem::I16, Elem::U4][turn % 3], Rounding::HalfUp);
+                tried.extend(check_winograd(&build.case(), &target, turn));
+                tried.extend(check_winograd(&case, &target, turn + 1));
+                // Weights of two bits, which every tile grows within bytes.
+                tried.extend(check_winograd(&case.with_weights(|w| w.clamp(-1, 1)), &target, turn + 2));
             }
         }
-        let wide = machine(&target).wide.iter().any(Option::is_some);
-        assert!(wide == (tried > 0), "{target}: {tried} Winograd schedules");
+        let wide: Vec<WideMachine> = machine(&target).wide.into_iter().flatten().collect();
+        let bytes =
+            [Multiply::Sum16, Multiply::Sum32].into_iter().chain(wide.iter().any(|w| w.dot).then_some(Multiply::Dot));
+        let in_bytes = bytes.flat_map(|multiply| [[3, 2], [2, 2]].map(|outputs| (multiply, outputs)));
+        let in_words = [[4, 4], [4, 2], [3, 2], [2, 2]].map(|outputs| (Multiply::I16, outputs));
+        let expected: BTreeSet<_> = in_words.into_iter().chain(in_bytes).filter(|_| !wide.is_empty()).collect();
+        assert_eq!(tried, expected, "{target}");
     }
+}
+
+/// Checks a schedule of every product and tile that the case's weights allow; which these were.
+fn check_winograd(case: &Case, target: &Target, turn: usize) -> BTreeSet<(Multiply, [usize; 2])> {
+    let mut all: BTreeMap<_, Vec<Schedule>> = BTreeMap::new();
+    for schedule in Schedule::candidates(&case.spec(), machine(target)) {
+        if let Schedule::Winograd(winograd) = schedule {
+            all.entry((winograd.multiply, winograd.outputs)).or_default().push(schedule);
+        }
+    }
+    all.retain(|_, schedules| {
+        let schedule = schedules[turn % schedules.len()];
+        let allowed = case.allows(target, schedule);
+        if allowed {
+            case.check(target, &[schedule], &[1, 3]);
+        }
+        allowed
+    });
+    all.into_keys().collect()
 }

@@ -260,6 +260,30 @@ impl Case {
         self.spec().eval(&args).unwrap_or_else(|e| panic!("{}: {e}", self.name))
     }
 
+    /// The same with each weight, operand 1, replaced.
+    pub fn with_weights(&self, change: impl Fn(i64) -> i64) -> Case {
+        let mut case = self.clone();
+        let weights = case.operands[1].tensor();
+        let changed = weights.ints().unwrap().into_iter().map(change);
+        case.operands[1] = Operand::Constant(Tensor::from_ints(weights.elem(), weights.shape(), changed).unwrap());
+        case
+    }
+
+    /// Whether the operands' values allow a schedule; a schedule may only be refused by its proof.
+    pub fn allows(&self, target: &Target, schedule: Schedule) -> bool {
+        let (graph, _) = self.graph();
+        let mut options = Options::new(target.clone());
+        options.schedules.insert(self.spec(), schedule);
+        match Program::new(&graph, &options) {
+            Ok(_) => true,
+            Err(error) => {
+                let text = error.to_string();
+                assert!(text.contains("refused") || text.contains("beyond 16 bits"), "{}: {text}", self.name);
+                false
+            }
+        }
+    }
+
     /// Checks every given schedule, with the given numbers of tasks, on a target.
     pub fn check(&self, target: &Target, schedules: &[Schedule], threads: &[i64]) {
         let expected = self.expected();

@@ -13,6 +13,7 @@ use hawqc_ir::Elem;
 use hawqc_schedules::Multiply;
 
 use super::epilogue::WideEpilogue;
+use super::window::Window;
 use crate::asm::{Asm, AsmError, Binary, Gpr, Isa, Mem, Shift, Src, V, Widen};
 
 /// Words of the argument's table; the epilogue's operands and tables follow.
@@ -41,17 +42,6 @@ pub enum Load {
     Extend,
     /// Two vectors in one: low halves of the bytes, then high halves, each 8 too large.
     Nibbles,
-}
-
-/// When 16-bit sums are widened.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Window {
-    /// Once, at the end.
-    All,
-    /// After every run.
-    Run,
-    /// After so many steps of a run.
-    Steps(usize),
 }
 
 /// What inner kernels of one convolution have in common.

@@ -10,6 +10,7 @@ mod epilogue;
 mod micro;
 mod source;
 mod transform;
+mod window;
 pub mod winograd;
 
 use cranelift_codegen::ir::{FuncRef, InstBuilder, StackSlotData, StackSlotKind, Value, types};
@@ -22,8 +23,9 @@ use super::{Body, Frame, Leaf, Lowered, Table};
 use crate::asm::{AsmError, Isa};
 use crate::error::Unsupported;
 use epilogue::WideEpilogue;
-use micro::{FIXED_WORDS, Load, Micro, Window, Word, assemble_expand};
+use micro::{FIXED_WORDS, Load, Micro, Word, assemble_expand};
 use source::Source;
+use window::Window;
 
 /// Tiles from which on the weights of a channel block are turned into operands once for all of them.
 const EXPAND_TILES: usize = 3;
@@ -71,7 +73,8 @@ pub(super) fn lower(
     let weights = weights.ints()?;
     let bias = bias.and_then(constant).map(Tensor::ints).transpose()?;
     let multiply = schedule.multiply;
-    let source = Source::new(geometry, multiply.operand_bytes());
+    let offset = if multiply.operand_bytes() == 1 { unsigned_offset(geometry.src) } else { 0 };
+    let source = Source::new(geometry, multiply.operand_bytes(), offset);
     let (run_offsets, run_values) = source.runs();
     let steps = run_values.div_ceil(multiply.step());
     let four_bits = spec.operands()[wei].elem == Elem::I4;
@@ -86,7 +89,7 @@ pub(super) fn lower(
     let pad = i64::from(geometry.pad_value);
     let src_range = spec.operands()[src].int_range()?.union(Range::new(pad, pad));
     let packing = Packing { geometry: &geometry, isa, multiply, nr: schedule.nr, runs: run_offsets.len(), run_values };
-    let window = packing.window(&weights, src_range);
+    let window = packing.window(&weights, src_range)?;
     let mut wide = Wide {
         geometry,
         isa,
@@ -214,40 +217,14 @@ impl Packing<'_> {
         (0..self.geometry.group_out).flat_map(|k| start(k).to_le_bytes()).collect()
     }
 
-    /// The longest window after which no 16-bit sum can have left its range, from the weights themselves: a lane sums
-    /// x * w over two values of every step, x in [0, most].
-    fn window(&self, weights: &[i64], src: Range) -> Window {
+    /// When sums of 16 bits are widened.
+    fn window(&self, weights: &[i64], src: Range) -> Result<Window, Unsupported> {
         if self.multiply != Multiply::Sum16 {
-            return Window::All;
+            return Ok(Window::All);
         }
         let most = (src.hi + unsigned_offset(self.geometry.src)).max(0);
-        let row = self.runs * self.run_values;
-        let steps = self.run_values.div_ceil(4);
-        let fits = |windows: &dyn Fn(usize, usize) -> usize| {
-            (0..self.geometry.group_out).all(|k| {
-                let mut sums = std::collections::BTreeMap::new();
-                for run in 0..self.runs {
-                    for (i, w) in weights[k * row + run * self.run_values..][..self.run_values].iter().enumerate() {
-                        let key = (windows(run, i / 4), i % 4 / 2);
-                        let (low, high): &mut (i64, i64) = sums.entry(key).or_default();
-                        if *w < 0 { *low += w * most } else { *high += w * most }
-                    }
-                }
-                sums.values().all(|&(low, high)| low >= i16::MIN.into() && high <= i16::MAX.into())
-            })
-        };
-        if fits(&|_, _| 0) {
-            return Window::All;
-        }
-        if fits(&|run, _| run) {
-            return Window::Run;
-        }
-        let parts = (2..=steps).find(|parts| {
-            let window = steps.div_ceil(*parts);
-            fits(&|run, step| run * steps + step / window)
-        });
-        // A window of one step always fits where the schedule is legal.
-        Window::Steps(parts.map_or(1, |parts| steps.div_ceil(parts)))
+        let sums = weights.chunks(self.runs * self.run_values).map(|row| (row, most));
+        Window::longest(sums, self.runs).ok_or_else(|| Unsupported::new("16-bit sums of these weights"))
     }
 }
 

@@ -2,11 +2,11 @@
 //! epilogue on the outputs.
 //!
 //! In: a [`Winograd2d`] and where things lie. A transform in two dimensions is one of every column, kept in
-//! the frame, then one of every row. Inputs are lanes of 16 bits, sums of 32; both may wrap, see
+//! the frame, then one of every row. Inputs are lanes of 8 or 16 bits, sums of 32; all may wrap, see
 //! [`hawqc_schedules::winograd`].
 
 use hawqc_ir::Elem;
-use hawqc_schedules::winograd::{Op, Program, Winograd2d};
+use hawqc_schedules::winograd::{Lane, Op, Program, Winograd2d};
 
 use super::epilogue::WideEpilogue;
 use super::micro::store;
@@ -17,33 +17,57 @@ use crate::asm::{Asm, AsmError, Binary, Gpr, Isa, Mem, Shift, V};
 pub const OUTPUT_WORDS: usize = 4;
 
 /// Lanes that a program runs in.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Lanes {
+    I8,
     I16,
     I32,
 }
 
-/// The constant of a multiplication in every lane, as 32 bits.
-fn splat(lanes: Lanes, by: i64) -> i32 {
+impl From<Lane> for Lanes {
+    fn from(lane: Lane) -> Lanes {
+        match lane {
+            Lane::I8 => Lanes::I8,
+            Lane::I16 => Lanes::I16,
+        }
+    }
+}
+
+/// A constant in every lane, as 32 bits; wrapping is the lanes' own.
+fn splat(lanes: Lanes, value: i64) -> i32 {
     match lanes {
-        // Both halves; wrapping is the lanes' own.
-        Lanes::I16 => (by as u16 as u32 * 0x0001_0001) as i32,
-        Lanes::I32 => by as i32,
+        Lanes::I8 => (value as u8 as u32 * 0x0101_0101) as i32,
+        Lanes::I16 => (value as u16 as u32 * 0x0001_0001) as i32,
+        Lanes::I32 => value as i32,
     }
 }
 
 /// Adds the constants that the transforms read to the epilogue's literals.
-pub fn add_literals(transform: &Winograd2d, epilogue: &mut WideEpilogue) {
-    let inputs = [transform.rows.input_program(), transform.cols.input_program()].map(|p| (Lanes::I16, p));
+pub fn add_literals(transform: &Winograd2d, lane: Lane, offsets: &[i64], epilogue: &mut WideEpilogue) {
+    let lanes = Lanes::from(lane);
+    let inputs = [transform.rows.input_program(), transform.cols.input_program()].map(|p| (lanes, p));
     let outputs = [transform.rows.output_program(), transform.cols.output_program()].map(|p| (Lanes::I32, p));
     for (lanes, program) in inputs.into_iter().chain(outputs) {
         for op in &program.ops {
-            if let Op::Mul(_, by) = op {
+            // There is no multiplication of bytes.
+            if let (Op::Mul(_, by), true) = (op, lanes != Lanes::I8) {
                 epilogue.literal(splat(lanes, *by));
             }
         }
     }
+    offsets.iter().for_each(|&offset| epilogue.literal(splat(lanes, offset)));
     epilogue.literal(transform.divisor().inverse.cast_signed());
+}
+
+/// `to = a * by` by doubling and adding.
+fn times(asm: &mut Asm, add: Binary, to: V, a: V, by: u64) {
+    asm.zero(to);
+    for bit in (0..u64::BITS - by.leading_zeros()).rev() {
+        asm.binary(add, to, to, to);
+        if by >> bit & 1 == 1 {
+            asm.binary(add, to, to, a);
+        }
+    }
 }
 
 /// Emits a program; `load` makes an input where it is first needed. The results may not be overwritten.
@@ -55,9 +79,15 @@ fn emit_program(
     load: impl Fn(&mut Asm, usize) -> V,
 ) -> Vec<V> {
     let mut values: Vec<Option<V>> = vec![None; program.inputs];
-    let (add, sub, mul, left) = match lanes {
-        Lanes::I16 => (Binary::AddI16, Binary::SubI16, Binary::MulI16, Shift::LeftI16),
-        Lanes::I32 => (Binary::AddI32, Binary::SubI32, Binary::MulI32, Shift::LeftI32),
+    let (add, sub) = match lanes {
+        Lanes::I8 => (Binary::AddI8, Binary::SubI8),
+        Lanes::I16 => (Binary::AddI16, Binary::SubI16),
+        Lanes::I32 => (Binary::AddI32, Binary::SubI32),
+    };
+    let wide = match lanes {
+        Lanes::I8 => None,
+        Lanes::I16 => Some((Binary::MulI16, Shift::LeftI16)),
+        Lanes::I32 => Some((Binary::MulI32, Shift::LeftI32)),
     };
     let get = |asm: &mut Asm, values: &mut Vec<Option<V>>, i: usize| *values[i].get_or_insert_with(|| load(asm, i));
     for op in &program.ops {
@@ -73,12 +103,21 @@ fn emit_program(
             }
             Op::Shl(a, by) => {
                 let a = get(asm, &mut values, a);
-                asm.shift(left, to, a, by as u8);
+                match wide {
+                    Some((_, left)) => asm.shift(left, to, a, by as u8),
+                    None => times(asm, add, to, a, 1 << by),
+                }
             }
             Op::Mul(a, by) => {
                 let a = get(asm, &mut values, a);
-                let constant = epilogue.at(asm.isa, literals, splat(lanes, by));
-                asm.binary(mul, to, a, constant);
+                match wide {
+                    Some((mul, _)) => {
+                        let constant = epilogue.at(asm.isa, literals, splat(lanes, by));
+                        asm.binary(mul, to, a, constant);
+                    }
+                    // Modulo 256.
+                    None => times(asm, add, to, a, u64::from(by as u8)),
+                }
             }
             Op::Neg(a) => {
                 let a = get(asm, &mut values, a);
@@ -100,14 +139,17 @@ pub struct InputLayout {
     pub position: usize,
 }
 
-/// The transform of a tile's inputs. Its table: the tile's first input, where its first position goes, the number of
-/// vectors of channels, the literals.
+/// The transform of a tile's inputs, each position's increased by its offset. Its table: the tile's first input, where
+/// its first position goes, the number of vectors of channels, the literals.
 pub fn assemble_input(
     isa: Isa,
     transform: &Winograd2d,
+    (lane, offsets): (Lane, &[i64]),
     epilogue: &WideEpilogue,
     layout: &InputLayout,
 ) -> Result<Vec<u8>, AsmError> {
+    let lanes = Lanes::from(lane);
+    let add = if lanes == Lanes::I8 { Binary::AddI8 } else { Binary::AddI16 };
     let (mut asm, table) = Asm::new(isa);
     let a = &mut asm;
     let [from, to, vectors, literals] = [0, 1, 2, 3].map(|word| a.argument(table, word));
@@ -121,7 +163,7 @@ pub fn assemble_input(
                 a.load(value, Mem::at(from, i * layout.row + j * layout.pixel));
                 value
             };
-            let column = emit_program(a, &down, Lanes::I16, (epilogue, literals), load);
+            let column = emit_program(a, &down, lanes, (epilogue, literals), load);
             for (i, &value) in column.iter().enumerate() {
                 a.store(slots[i * width + j], value);
             }
@@ -132,9 +174,16 @@ pub fn assemble_input(
                 a.load(value, slots[i * width + j]);
                 value
             };
-            let row = emit_program(a, &across, Lanes::I16, (epilogue, literals), load);
+            let row = emit_program(a, &across, lanes, (epilogue, literals), load);
             for (j, &value) in row.iter().enumerate() {
-                a.store(Mem::at(to, (i * width + j) * layout.position), value);
+                let position = i * width + j;
+                let mut stored = value;
+                if offsets[position] != 0 {
+                    // The results may be one another.
+                    stored = a.vec();
+                    a.binary(add, stored, value, epilogue.at(isa, literals, splat(lanes, offsets[position])));
+                }
+                a.store(Mem::at(to, position * layout.position), stored);
             }
         }
         a.add_int(from, isa.bytes());

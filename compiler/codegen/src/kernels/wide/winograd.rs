@@ -1,4 +1,4 @@
-//! Convolution by an exact integer Winograd algorithm in lanes of 16 bits.
+//! Convolution by an exact integer Winograd algorithm in lanes of 8 or 16 bits.
 //!
 //! A unit of work prepares its source rows ([`Source`]), transforms the inputs of its tiles to `[position][tile][C]`,
 //! and then for every channel block multiplies each position's inputs with its weights ([`Micro`], whose pixels are
@@ -13,9 +13,10 @@ use hawqc_schedules::winograd::{Layer, Winograd2d, prove};
 use hawqc_schedules::{ConvGeometry, Machine, Multiply, WinogradSchedule};
 
 use super::epilogue::WideEpilogue;
-use super::micro::{FIXED_WORDS, Load, Micro, Window, Word};
+use super::micro::{FIXED_WORDS, Load, Micro, Word};
 use super::source::Source;
 use super::transform::{InputLayout, Outputs, add_literals, assemble_input, assemble_output};
+use super::window::Window;
 use super::{call, ints};
 use crate::asm::{AsmError, Isa};
 use crate::error::Unsupported;
@@ -29,12 +30,13 @@ const TILES: usize = 2;
 const RUNS: usize = 3;
 const LITERALS: usize = 4;
 const FIRST_EPILOGUE_TABLE: usize = 5;
-/// Bytes of a transformed input or weight.
-const OPERAND_BYTES: usize = 2;
 
 struct Winograd {
     /// Whether one instruction multiplies pairs and adds them.
     dot: bool,
+    /// What makes each position's transformed inputs unsigned, in lanes of 8 bits.
+    offsets: Vec<i64>,
+    window: Window,
     geometry: Geometry,
     isa: Isa,
     schedule: WinogradSchedule,
@@ -88,10 +90,27 @@ pub fn lower(
         return Err(Unsupported::new(format!("{member} with a bias")));
     };
     let (mut epilogue, requant_tables) = WideEpilogue::new(spec, constants, isa)?;
-    add_literals(&transform, &mut epilogue);
-    let source = Source::new(tiled(&geometry, &transform), OPERAND_BYTES);
+    let lane = schedule.lane();
+    add_literals(&transform, lane, &part_proof.offsets, &mut epilogue);
+    let window = match schedule.multiply {
+        // A step adds a pair of products; the proof has the most in any order.
+        Multiply::Sum32 if part_proof.pair_steps == 0 => {
+            return Err(Unsupported::new(format!("{proof}: sums of pairs beyond 16 bits")));
+        }
+        Multiply::Sum16 => {
+            let most = part_proof.inputs.iter().flat_map(|range| std::iter::repeat_n(range.hi, k));
+            let sums = transformed.chunks(c).zip(most);
+            Window::longest(sums, 1)
+                .ok_or_else(|| Unsupported::new(format!("{proof}: sums of pairs beyond 16 bits")))?
+        }
+        _ => Window::All,
+    };
+    // In the ring of the lanes, so bytes are right with or without sign.
+    let source = Source::new(tiled(&geometry, &transform), schedule.multiply.operand_bytes(), 0);
     let mut winograd = Winograd {
         dot: wide.dot,
+        offsets: part_proof.offsets.clone(),
+        window,
         geometry,
         isa,
         schedule,
@@ -103,7 +122,8 @@ pub fn lower(
         table_strides: epilogue.table_strides(isa),
         transform,
     };
-    let tiles: Vec<i32> = (0..winograd.unit_tiles()[0]).map(|tile| (tile * c * OPERAND_BYTES) as i32).collect();
+    let tiles: Vec<i32> =
+        (0..winograd.unit_tiles()[0]).map(|tile| (tile * winograd.tile_input_bytes()) as i32).collect();
     let mut tables = vec![
         Table { bytes: winograd.pack(&transformed), is_weights: true },
         Table::new(ints(&starts)),
@@ -120,7 +140,7 @@ pub fn lower(
         family: "winograd",
         operands,
         tables,
-        forms: epilogue.form(),
+        forms: format!("{}{window:?}", epilogue.form()),
         scratch_bytes: winograd.scratch().iter().sum(),
         units: winograd.row_units() * winograd.channel_groups(),
         work: geometry.macs() / 128,
@@ -185,7 +205,12 @@ impl Winograd {
     /// Bytes of the inputs of all tiles at a position, of the sums of a block at a position, and of the weights of a
     /// block's vector at a position.
     fn inputs_bytes(&self) -> usize {
-        self.unit_tiles()[0] * self.geometry.channels * OPERAND_BYTES
+        self.unit_tiles()[0] * self.tile_input_bytes()
+    }
+
+    /// Bytes of a tile's inputs at a position: of a pixel as it is multiplied.
+    fn tile_input_bytes(&self) -> usize {
+        self.geometry.channels * self.schedule.multiply.operand_bytes()
     }
 
     fn tile_sum_bytes(&self) -> usize {
@@ -197,7 +222,7 @@ impl Winograd {
     }
 
     fn vector_weights_bytes(&self) -> usize {
-        self.geometry.channels.div_ceil(2) * self.isa.bytes()
+        self.geometry.channels.div_ceil(self.schedule.multiply.step()) * self.isa.bytes()
     }
 
     /// Scratch bytes of the transformed inputs, the sums and the prepared rows.
@@ -207,19 +232,20 @@ impl Winograd {
         [positions * self.inputs_bytes(), positions * self.sums_bytes(), rows].map(|b| b.next_multiple_of(64))
     }
 
-    /// `[block][position][pair of channels][vector][lane][2]`.
+    /// `[block][position][step of channels][vector][lane][channel of the step]`.
     fn pack(&self, transformed: &[i64]) -> Vec<u8> {
         let (k, c, lanes) = (self.geometry.group_out, self.geometry.group_in, self.isa.lanes());
-        let mut out = Vec::with_capacity(2 * transformed.len());
+        let multiply = self.schedule.multiply;
+        let mut out = Vec::with_capacity(multiply.operand_bytes() * transformed.len());
         for first in (0..self.vectors()).step_by(self.schedule.nr) {
             let vectors = first..(first + self.schedule.nr).min(self.vectors());
             for position in 0..self.transform.positions() {
-                for pair in (0..c).step_by(2) {
+                for step in (0..c).step_by(multiply.step()) {
                     for channel in vectors.start * lanes..vectors.end * lanes {
-                        for i in pair..pair + 2 {
-                            let at = (position * k + channel) * c + i;
-                            let weight = if i < c { transformed[at] } else { 0 };
-                            out.extend((weight as i16).to_le_bytes());
+                        let row = &transformed[(position * k + channel) * c..][..c];
+                        for i in step..step + multiply.step() {
+                            let weight = row.get(i).copied().unwrap_or(0) as i16;
+                            out.extend(&weight.to_le_bytes()[..multiply.operand_bytes()]);
                         }
                     }
                 }
@@ -232,12 +258,12 @@ impl Winograd {
         let (mr, nr) = (self.schedule.mr, self.schedule.nr);
         let micro = Micro {
             isa: self.isa,
-            multiply: Multiply::I16,
+            multiply: self.schedule.multiply,
             dot: self.dot,
             runs: 1,
-            steps: self.geometry.group_in.div_ceil(2),
+            steps: self.geometry.group_in.div_ceil(self.schedule.multiply.step()),
             load: Load::Direct,
-            window: Window::All,
+            window: self.window,
             epilogue: none,
             dst: Elem::I32,
             channels: nr * self.isa.lanes(),
@@ -268,12 +294,10 @@ impl Winograd {
                 self.outputs.push([rows, columns]);
             }
         }
-        let layout = InputLayout {
-            row: self.source.row_bytes(),
-            pixel: self.geometry.channels * OPERAND_BYTES,
-            position: self.inputs_bytes(),
-        };
-        let code = assemble_input(self.isa, &self.transform, epilogue, &layout)?;
+        let layout =
+            InputLayout { row: self.source.row_bytes(), pixel: self.tile_input_bytes(), position: self.inputs_bytes() };
+        let lane = (self.schedule.lane(), self.offsets.as_slice());
+        let code = assemble_input(self.isa, &self.transform, lane, epilogue, &layout)?;
         leaves.push(Leaf { name: "inputs".into(), code });
         Ok(leaves)
     }
@@ -377,9 +401,9 @@ impl Winograd {
         let [m_rows, m_columns] = self.m();
         let first = c.mul_int(unit.first_row, m_rows);
         let rows = self.source.prepare(c, image, first, self.schedule.rows * m_rows, unit.prepared);
-        let vectors = c.int(geometry.channels * OPERAND_BYTES / self.isa.bytes());
+        let vectors = c.int(self.tile_input_bytes() / self.isa.bytes());
         let columns = self.grid()[1];
-        let tile_bytes = geometry.channels * OPERAND_BYTES;
+        let tile_bytes = self.tile_input_bytes();
         c.count(unit.rows, 1, |c, row| {
             let from = c.offset(rows, row, m_rows * self.source.row_bytes());
             let to = c.offset(unit.inputs, row, columns * tile_bytes);
