@@ -120,6 +120,9 @@ pub struct StepDesc {
     pub spec: String,
     /// Multiply-accumulate operations.
     pub macs: u64,
+    /// What was proved of the step's constants, and why faster schedules were passed over.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
 }
 
 /// One intermediate value kept in the arena.
@@ -325,6 +328,7 @@ mod tests {
                 kernel: "portable".into(),
                 spec: "conv".into(),
                 macs: 1 << 40,
+                notes: vec!["exact".into()],
             }],
             values: vec![ValueDesc { name: "v".into(), elem: Elem::I32, shape: vec![4, 8], offset: 128 }],
         }

@@ -95,6 +95,7 @@ fn describe(program: &Program, info: &ModelInfo, options: &Options) -> Result<Ma
             kernel: format!("{} {}", kernel.name, kernel.schedule),
             spec: text::print_spec(spec),
             macs: kernel.lowered.macs,
+            notes: step.notes.clone(),
         });
         if let (true, Place::Arena(offset)) = (options.keep_values, step.dst) {
             let (name, elem, shape) = (step.name.clone(), memory_elem(ty), ty.shape.clone());

@@ -83,6 +83,8 @@ pub struct Step {
     pub symbol: String,
     /// Position of the kernel.
     pub kernel: usize,
+    /// What was proved of the step's constants, and why preferred schedules were passed over.
+    pub notes: Vec<String>,
     pub dst: Place,
     pub operands: Vec<Place>,
     /// Positions of the constants.
@@ -181,6 +183,7 @@ impl<'g> Program<'g> {
                 name: graph.name(value).to_owned(),
                 symbol: format!("{prefix}.{index}.{}", sanitised(graph.name(value))),
                 kernel: draft.kernel,
+                notes: draft.notes,
                 dst,
                 operands,
                 tables: draft.tables,
@@ -214,6 +217,7 @@ impl<'g> Program<'g> {
             name: step.name.clone(),
             symbol: step.symbol.clone(),
             kernel: draft.kernel,
+            notes: draft.notes,
             operands,
             tables: draft.tables,
             scratch: (draft.scratch_bytes > 0).then_some(Place::Arena(behind)),
@@ -305,6 +309,7 @@ fn kernel_values(graph: &Graph) -> Result<Vec<(ValueId, &KernelSpec)>, CodegenEr
 /// A step before its operands have places.
 struct Draft {
     kernel: usize,
+    notes: Vec<String>,
     operands: Vec<ValueId>,
     tables: Vec<usize>,
     scratch_bytes: usize,
@@ -334,11 +339,11 @@ impl Builder {
         let args = graph.args(value);
         let constants: Vec<Option<&Tensor>> = args.iter().map(|&a| graph.tensor(a).map(|t| t.as_ref())).collect();
         let lower = |schedule: Schedule| kernels::lower(spec, &constants, &options.target, schedule);
-        let (schedule, lowered) = match options.schedules.get(spec) {
+        let (schedule, lowered, passed_over) = match options.schedules.get(spec) {
             Some(&schedule) => {
                 let checked = schedule.legal(spec, machine);
                 checked.map_err(|source| CodegenError::Schedule { node: node(), source })?;
-                (schedule, lower(schedule))
+                (schedule, lower(schedule), Vec::new())
             }
             None => default_lowering(spec, machine, lower),
         };
@@ -350,8 +355,10 @@ impl Builder {
         let tables = std::mem::take(&mut lowered.tables);
         let count = tables.len();
         let tables = tables.into_iter().map(|table| self.constant(table.bytes, table.is_weights)).collect();
+        let proof = Some(std::mem::take(&mut lowered.proof)).filter(|proof| !proof.is_empty());
         let draft = Draft {
             kernel: 0,
+            notes: proof.into_iter().chain(passed_over).collect(),
             operands: lowered.operands.iter().map(|&i| args[i]).collect(),
             tables,
             scratch_bytes: lowered.scratch_bytes * lowered.max_tasks(),
@@ -389,16 +396,22 @@ impl Builder {
     }
 }
 
-/// The first preferred schedule that this kernel's constants allow.
+/// The first preferred schedule that this kernel's constants allow, and why those before it were not.
 fn default_lowering(
     spec: &KernelSpec,
     machine: Machine,
     lower: impl Fn(Schedule) -> Result<Lowered, Unsupported>,
-) -> (Schedule, Result<Lowered, Unsupported>) {
+) -> (Schedule, Result<Lowered, Unsupported>, Vec<String>) {
     let mut preferred = Schedule::preferred(spec, machine);
     let last = preferred.pop().unwrap_or(Schedule::Default);
-    let found = preferred.into_iter().find_map(|schedule| Some((schedule, Ok(lower(schedule).ok()?))));
-    found.unwrap_or_else(|| (last, lower(last)))
+    let mut passed_over = Vec::new();
+    for schedule in preferred {
+        match lower(schedule) {
+            Ok(lowered) => return (schedule, Ok(lowered), passed_over),
+            Err(reason) => passed_over.push(format!("not `{schedule}`: {reason}")),
+        }
+    }
+    (last, lower(last), passed_over)
 }
 
 /// The blocks of memory: one for each kernel's result, then one for each step with scratch memory;

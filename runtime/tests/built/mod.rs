@@ -26,7 +26,13 @@ pub fn c_compiler(test: &str) -> Option<PathBuf> {
 
 /// The manifest of `c/model.c` for this machine.
 pub fn manifest() -> Manifest {
-    let step = |name: &str| StepDesc { name: name.into(), kernel: "by hand".into(), spec: name.into(), macs: 6 };
+    let step = |name: &str| StepDesc {
+        name: name.into(),
+        kernel: "by hand".into(),
+        spec: name.into(),
+        macs: 6,
+        notes: Vec::new(),
+    };
     let desc = |name: &str, elem, shape: &[usize], integer| TensorDesc {
         name: name.into(),
         elem,

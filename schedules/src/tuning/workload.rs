@@ -1,7 +1,9 @@
 //! Workloads: what of a kernel's specification its speed depends on, as one line of text.
 //!
-//! The text lists operands and steps, without the ranges of values and the bounds of requantisations,
-//! which differ from layer to layer and change nothing about speed:
+//! The text lists operands and steps, without the bounds of requantisations, which differ from layer to layer
+//! and change nothing about speed, and with no more of the ranges of inputs and weights than how many bits they take
+//! if these are fewer than the element's, as in `i8:7`: schedules may be legal for narrow values only.
+//! An example:
 //!
 //! `conv u8[1,28,28,128] i8[128,3,3,128] stride=[1,1] ... | i32[128] ... | requant $0 #3 #4 ... u8`
 //!
@@ -26,7 +28,7 @@ pub fn text(spec: &KernelSpec) -> String {
         }
         out.push_str(words.next().unwrap_or_default());
         let anchor = if index == 0 { anchor_operands(spec, step) } else { Vec::new() };
-        anchor.iter().for_each(|ty| push_type(&mut out, ty));
+        anchor.iter().for_each(|ty| push_type(&mut out, ty, narrower(ty)));
         // Behind the last word with a value stands `: type`.
         for word in words.take_while(|w| *w != ":") {
             let bound = matches!(step.op, Op::Requant(_) | Op::Clamp(_))
@@ -38,7 +40,7 @@ pub fn text(spec: &KernelSpec) -> String {
         }
         if index == 0 {
             out.push_str(" |");
-            spec.operands().iter().skip(anchor.len()).for_each(|ty| push_type(&mut out, ty));
+            spec.operands().iter().skip(anchor.len()).for_each(|ty| push_type(&mut out, ty, None));
         }
         let _ = write!(out, " {}", step.ty.elem);
     }
@@ -54,10 +56,21 @@ fn anchor_operands<'a>(spec: &'a KernelSpec, step: &hawqc_ir::Step) -> Vec<&'a T
     step.args.iter().enumerate().map_while(operand).collect()
 }
 
-fn push_type(out: &mut String, ty: &TensorType) {
+fn push_type(out: &mut String, ty: &TensorType, bits: Option<u32>) {
     let dims: Vec<String> = ty.shape.iter().map(usize::to_string).collect();
+    let bits = bits.map(|bits| format!(":{bits}")).unwrap_or_default();
     // Writing to a string cannot fail.
-    let _ = write!(out, " {}[{}]", ty.elem, dims.join(","));
+    let _ = write!(out, " {}{bits}[{}]", ty.elem, dims.join(","));
+}
+
+/// The bits that a type's values take, if fewer than its element has.
+fn narrower(ty: &TensorType) -> Option<u32> {
+    let (range, whole) = (ty.range?, ty.elem.range()?);
+    let fits = |bits: &u32| match ty.elem.is_signed() {
+        true => range.lo >= -(1 << (bits - 1)) && range.hi < 1 << (bits - 1),
+        false => range.hi < 1 << bits,
+    };
+    (1..32).find(fits).filter(|&bits| whole.hi >= 1 << if ty.elem.is_signed() { bits - 1 } else { bits })
 }
 
 /// How far two workloads are apart: the logarithms of the ratios of their dimensions, summed. Infinite if
@@ -117,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn ranges_do_not_matter() {
+    fn bits_matter_ranges_do_not() {
         let a = text(&conv(28, 64, Elem::I8, 127, false));
         assert_eq!(
             a,
@@ -125,12 +138,17 @@ mod tests {
              i32[64] i32[64] u8[64] i32 | requant $0 #3 #4 src_zero=0 dst_zero=0 round=half_up elem=u8 u8"
         );
         assert_eq!(a, text(&conv(28, 64, Elem::I8, 90, false)));
+        // Only how many bits they take.
+        let narrow = text(&conv(28, 64, Elem::I8, 63, false));
+        assert!(narrow.starts_with("conv u8[1,28,28,64] i8:7[64,3,3,64]"), "{narrow}");
+        assert_eq!(narrow, text(&conv(28, 64, Elem::I8, 40, false)));
     }
 
     #[test]
     fn distances() {
         let base = text(&conv(28, 64, Elem::I8, 127, false));
-        let other = |size, channels, wei, wide| distance(&base, &text(&conv(size, channels, wei, 7, wide)));
+        let top = |wei| if wei == Elem::I8 { 100 } else { 7 };
+        let other = |size, channels, wei, wide| distance(&base, &text(&conv(size, channels, wei, top(wei), wide)));
         assert_eq!(other(28, 64, Elem::I8, false), 0.0);
         assert_eq!(other(28, 64, Elem::I8, true), OTHER_STEPS);
         assert_eq!(other(28, 64, Elem::I4, false), f64::INFINITY);

@@ -114,7 +114,7 @@ pub struct Precision {
     /// Calibration file, from `hawqc calibrate`.
     #[arg(long, value_name = "CALIB.json")]
     pub calib: Option<PathBuf>,
-    /// 8, 4, w4a8, hawq:CONFIG, or a bits.json file; by default 8.
+    /// 8, 4, w4a8, w7a8, ..., hawq:CONFIG, or a bits.json file; by default 8.
     #[arg(long, value_name = "BITS")]
     pub bits: Option<String>,
     /// Batch size; by default the network's own, or 1 where it leaves it open.
@@ -459,6 +459,9 @@ pub struct Bench {
     /// Time of each step.
     #[arg(long)]
     pub profile: bool,
+    /// The steps' median times, one behind the other, for chrome://tracing or Perfetto.
+    #[arg(long, value_name = "TRACE.json", requires = "profile")]
+    pub trace: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -505,8 +508,11 @@ pub struct Explain {
     /// Network (.onnx) or compiled model (.so).
     #[arg(required_unless_present = "stages")]
     pub model: Option<PathBuf>,
-    /// Only this node.
+    /// Only this node: what was proved of it, which schedules were passed over and why.
     pub node: Option<String>,
+    /// Tuning log with measured times of the node's schedules.
+    #[arg(long, value_name = "TUNE.jsonl", requires = "node")]
+    pub tuning: Option<PathBuf>,
     #[command(flatten)]
     pub precision: Precision,
     #[command(flatten)]

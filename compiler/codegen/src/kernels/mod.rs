@@ -76,6 +76,8 @@ pub struct Lowered {
     pub tables: Vec<Table>,
     /// What of the constants the code (not only the tables) depends on, as text.
     pub forms: String,
+    /// What had to be proved of the constants for this code to be exact; empty if nothing.
+    pub proof: String,
     /// Scratch memory of one task.
     pub scratch_bytes: usize,
     /// Independent units of work.

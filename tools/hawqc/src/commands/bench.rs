@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use hawqc_driver::write_file;
 use hawqc_runtime::{Entry, Model, Session, Tensor, TensorMut, TensorRef};
 use serde::Serialize;
 
@@ -39,6 +40,9 @@ pub fn run(args: &Bench, global: &Global, console: &Console) -> Result<(), Failu
         return console.result(&latency, || describe(&latency));
     }
     let steps = profile(&mut session, &inputs, limit)?;
+    if let Some(path) = &args.trace {
+        write_file(path, trace(&steps).to_string().as_bytes())?;
+    }
     let total: u64 = steps.iter().map(|s| s.median_ns).sum();
     console.result(&serde_json::json!({ "latency": latency, "steps": steps }), || {
         let row = |s: &Step| {
@@ -50,6 +54,21 @@ pub fn run(args: &Bench, global: &Global, console: &Console) -> Result<(), Failu
         let table = table(&["step", "kernel", "median", "share", "GMAC/s"], steps.iter().map(row));
         format!("{table}\n{}", describe(&latency))
     })
+}
+
+/// The steps as complete events of the Trace Event Format, in microseconds.
+fn trace(steps: &[Step]) -> serde_json::Value {
+    let mut start = 0.0;
+    let mut event = |step: &Step| {
+        let duration = step.median_ns as f64 / 1e3;
+        let event = serde_json::json!({
+            "name": step.name, "cat": "step", "ph": "X", "pid": 0, "tid": 0, "ts": start, "dur": duration,
+            "args": { "kernel": step.kernel, "macs": step.macs },
+        });
+        start += duration;
+        event
+    };
+    serde_json::json!({ "displayTimeUnit": "ms", "traceEvents": steps.iter().map(&mut event).collect::<Vec<_>>() })
 }
 
 fn describe(latency: &Latency) -> String {

@@ -4,6 +4,8 @@
 //! many steps the 16-bit sums must be added to 32-bit ones. Inputs are not negative; a step is four consecutive
 //! products, of which a lane sums the first two and another lane the last two.
 
+use std::fmt;
+
 /// When 16-bit sums are widened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Window {
@@ -13,6 +15,17 @@ pub enum Window {
     Run,
     /// After so many steps of a run.
     Steps(usize),
+}
+
+/// `16-bit sums of 8 products`.
+impl fmt::Display for Window {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Window::All => f.write_str("16-bit sums of all products"),
+            Window::Run => f.write_str("16-bit sums of a row of taps"),
+            Window::Steps(steps) => write!(f, "16-bit sums of {} products", 2 * steps),
+        }
+    }
 }
 
 /// Products of a step.

@@ -141,6 +141,7 @@ pub fn lower(
         operands,
         tables,
         forms: format!("{}{window:?}", epilogue.form()),
+        proof: proof.to_string(),
         scratch_bytes: winograd.scratch().iter().sum(),
         units: winograd.row_units() * winograd.channel_groups(),
         work: geometry.macs() / 128,
