@@ -6,8 +6,11 @@
 //!
 //! Weights are packed at compile time as `[channel block][run][step][vector][lane][4 bytes]`.
 
+pub mod depthwise;
 mod epilogue;
 mod micro;
+pub mod pointwise;
+pub mod pool;
 mod source;
 mod transform;
 pub mod winograd;
