@@ -35,8 +35,13 @@ pub struct DepthwiseGeometry {
 }
 
 const MAX_MR: usize = 8;
-/// Bytes of prepared source rows that a unit should not exceed: a part of the second-level cache.
+/// Bytes of prepared source rows of a unit: a part of the second-level cache; and those it should not exceed.
 const REGION_BYTES: usize = 128 << 10;
+const MOST_REGION_BYTES: usize = 224 << 10;
+/// Rows of a unit from which on rows that two units read count for little.
+const MOST_ROWS: usize = 16;
+/// Channels of a cache line, of one byte each.
+const LINE_CHANNELS: usize = 64;
 
 impl DepthwiseGeometry {
     /// The geometry of a spec whose first step is a depthwise convolution: one input and one output channel per group.
@@ -75,20 +80,25 @@ impl DepthwiseGeometry {
 }
 
 impl DepthwiseSchedule {
-    /// Of few tiles to a row the shortest, and whole images of as many channels as fit, or else rows.
+    /// Of few tiles to a row the shortest. Whole images of as many channels as fit; where these would be few, as many
+    /// rows of all channels as fit, as reading parts of cache lines costs more than reading rows again.
     pub(crate) fn default_for(geometry: &DepthwiseGeometry, machine: Machine) -> Option<DepthwiseSchedule> {
         let wide = geometry.wide_machine(machine)?;
         let mr = (1..=MAX_MR).min_by_key(|mr| geometry.out[1].div_ceil(*mr))?;
         let vectors_all = geometry.channels / wide.lanes;
-        let [rows_all, _] = geometry.out;
-        let fits = |rows: usize, vectors: usize| geometry.region_bytes(rows, vectors * wide.lanes) <= REGION_BYTES;
-        let divisors = || (1..=vectors_all).rev().filter(|v| vectors_all.is_multiple_of(*v));
-        let rows_wanted = rows_all.min(16);
-        let vectors = divisors().find(|&v| fits(rows_wanted, v)).unwrap_or(1);
-        let rows = (1..=rows_wanted).rev().find(|&rows| fits(rows, vectors)).unwrap_or(1);
+        let rows_all = geometry.out[0].min(MOST_ROWS);
+        let bytes = |rows: usize, vectors: usize| geometry.region_bytes(rows, vectors * wide.lanes);
+        let mut parts = (1..=vectors_all)
+            .rev()
+            .filter(|&v| vectors_all.is_multiple_of(v) && v * wide.lanes >= geometry.channels.min(LINE_CHANNELS));
+        if let Some(vectors) = parts.find(|&v| bytes(rows_all, v) <= REGION_BYTES) {
+            let rows = geometry.out[0].div_ceil(geometry.out[0].div_ceil(rows_all));
+            return Some(DepthwiseSchedule { mr, rows, vectors });
+        }
+        let rows = (1..=rows_all).rev().find(|&rows| bytes(rows, vectors_all) <= MOST_REGION_BYTES).unwrap_or(1);
         // Equal units.
-        let rows = rows_all.div_ceil(rows_all.div_ceil(rows));
-        Some(DepthwiseSchedule { mr, rows, vectors })
+        let rows = geometry.out[0].div_ceil(geometry.out[0].div_ceil(rows));
+        Some(DepthwiseSchedule { mr, rows, vectors: vectors_all })
     }
 
     pub(crate) fn candidates(geometry: &DepthwiseGeometry, machine: Machine) -> Vec<DepthwiseSchedule> {
@@ -107,7 +117,7 @@ impl DepthwiseSchedule {
         }
         all.retain(|s| {
             let bytes = geometry.region_bytes(s.rows, s.vectors * wide.lanes);
-            bytes <= 2 * REGION_BYTES && s.legal(geometry, machine).is_ok()
+            bytes <= MOST_REGION_BYTES && s.legal(geometry, machine).is_ok()
         });
         all.push(first);
         all.sort_unstable();

@@ -162,6 +162,11 @@ impl Asm {
         self.push(code, operands);
     }
 
+    /// Asks for the cache line at `from`, which need not be mapped.
+    pub fn prefetch(&mut self, from: Mem) {
+        self.push(Code::Prefetcht0_m8, [Operand::Mem(from)]);
+    }
+
     /// The 32 bits at `from` in every lane.
     pub fn broadcast_i32(&mut self, dst: V, from: Mem) {
         let code = match self.isa {
