@@ -63,3 +63,15 @@ fn depthwise_with_a_residual() {
         }
     }
 }
+
+/// Large enough that scratch memory is divided among tasks.
+#[test]
+fn tasks_have_their_own_rows() {
+    for target in runnable_targets() {
+        let mut build = Build::new(Elem::U8, Elem::I8, [41, 40], 96, 96, [3, 3]);
+        build.op = Conv { pad: [1; 4], groups: 96, ..Conv::unit() };
+        let case = build.requantised(Elem::U8, Rounding::HalfUp);
+        let schedule = Schedule::default_for(&case.spec(), machine(&target));
+        case.check(&target, &[schedule], &[1, 2, 3]);
+    }
+}

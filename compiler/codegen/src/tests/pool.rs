@@ -90,3 +90,19 @@ fn global_sum() {
         }
     }
 }
+
+/// Large enough that scratch memory is divided among tasks.
+#[test]
+fn tasks_have_their_own_rows() {
+    for target in runnable_targets() {
+        let src = Operand::extreme(TensorType::new(Elem::I8, [2, 40, 41, 96]), 1);
+        let max = MaxPool { kernel: [3, 3], stride: [1, 2], pad: [1; 4], dilation: [1, 1] };
+        let sum = SumPool { kernel: [3, 3], stride: [2, 1], pad: [1; 4], zero: -3 };
+        for op in [Op::from(max), Op::from(sum)] {
+            let name = format!("{op:?}");
+            let case = Case { name, operands: vec![src.clone()], body: vec![(op, vec![Arg::Operand(0)])] };
+            let schedule = Schedule::default_for(&case.spec(), machine(&target));
+            case.check(&target, &[schedule], &[1, 2, 3]);
+        }
+    }
+}

@@ -30,6 +30,8 @@ use source::Source;
 
 /// Tiles from which on the weights of a channel block are turned into operands once for all of them.
 const EXPAND_TILES: usize = 3;
+/// Multiply-accumulates that take about as long as an element operation of other kernels.
+const MACS_PER_WORK: u64 = 16;
 
 const WEIGHTS: usize = 0;
 const START: usize = 1;
@@ -133,7 +135,7 @@ pub(super) fn lower(
         forms: format!("{}{window:?}", epilogue.form()),
         scratch_bytes: wide.source.scratch_bytes(schedule.rows) + wide.panel_bytes(),
         units: wide.row_units() * wide.channel_groups(),
-        work: geometry.macs() / 64,
+        work: geometry.macs() / MACS_PER_WORK,
         macs: geometry.macs(),
         is_border: false,
         leaves,

@@ -22,7 +22,7 @@ const UNROLL: usize = 4;
 /// Vectors of a unit where any will do.
 const UNIT_VECTORS: usize = 512;
 /// Elements and steps that take about as long as an element operation of other kernels.
-const STEPS_PER_WORK: usize = 16;
+const STEPS_PER_WORK: usize = 2;
 
 struct Pointwise {
     units: usize,

@@ -25,7 +25,7 @@ const TILE: usize = 4;
 /// Vectors of a round of the fold of columns.
 const UNROLL: usize = 4;
 /// Taps of an element that take about as long as an element operation of other kernels.
-const TAPS_PER_WORK: usize = 16;
+const TAPS_PER_WORK: usize = 8;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Fold {

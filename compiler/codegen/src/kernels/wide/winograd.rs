@@ -16,7 +16,7 @@ use super::epilogue::WideEpilogue;
 use super::micro::{FIXED_WORDS, Load, Micro, Window, Word};
 use super::source::Source;
 use super::transform::{InputLayout, Outputs, add_literals, assemble_input, assemble_output};
-use super::{call, ints};
+use super::{MACS_PER_WORK, call, ints};
 use crate::asm::{AsmError, Isa};
 use crate::error::Unsupported;
 use crate::kernels::conv::Geometry;
@@ -123,7 +123,7 @@ pub fn lower(
         forms: epilogue.form(),
         scratch_bytes: winograd.scratch().iter().sum(),
         units: winograd.row_units() * winograd.channel_groups(),
-        work: geometry.macs() / 128,
+        work: geometry.macs() / (2 * MACS_PER_WORK),
         macs: geometry.macs(),
         is_border: false,
         leaves,
