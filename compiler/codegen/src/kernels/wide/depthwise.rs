@@ -246,11 +246,9 @@ impl Depthwise {
         let bytes = self.isa.bytes();
         a.repeat(self.schedule.vectors, |a| {
             let sums = self.products(a, mr, src, weights, start);
-            for (pixel, &sum) in sums.iter().enumerate() {
-                let results = epilogue.emit(a, &pointers, pixel, &[sum]);
-                let at = pixel * self.geometry.channels * self.dst.bytes();
-                store(a, self.dst, Mem::at(dst, at), &results);
-            }
+            let results = sums.iter().enumerate().map(|(pixel, &sum)| epilogue.emit(a, &pointers, pixel, &[sum])[0]);
+            let results: Vec<V> = results.collect();
+            store_pixels(a, self.dst, (dst, self.geometry.channels), &results);
             a.add_int(src, self.isa.lanes() * PAIR_BYTES);
             a.add_int(weights, self.vector_bytes());
             a.add_int(start, bytes);
@@ -264,9 +262,10 @@ impl Depthwise {
     fn products(&self, a: &mut Asm, mr: usize, src: Gpr, weights: Gpr, start: Gpr) -> Vec<V> {
         let (bytes, kw, positions) = (self.isa.bytes(), self.taps.kernel[1], self.taps.positions());
         let sums = a.vecs(mr);
-        for &sum in &sums {
-            a.load(sum, Mem::at(start, 0));
+        if self.dot {
+            sums.iter().for_each(|&sum| a.load(sum, Mem::at(start, 0)));
         }
+        let mut is_first = vec![!self.dot; mr];
         // Beside these, an input and a product.
         let weights = if mr + positions + 2 <= self.isa.registers() {
             let held = a.vecs(positions);
@@ -294,7 +293,12 @@ impl Depthwise {
                         Weights::Held(held) => (input, held[position].into()),
                         Weights::At(base) => (input, Mem::at(*base, position * bytes).into()),
                     };
-                    self.product(a, sums[pixel], x, other);
+                    if std::mem::take(&mut is_first[pixel]) {
+                        a.binary(Binary::Maddwd, sums[pixel], x, other);
+                        a.binary(Binary::AddI32, sums[pixel], sums[pixel], Mem::at(start, 0));
+                    } else {
+                        self.product(a, sums[pixel], x, other);
+                    }
                 }
             }
         }
@@ -360,6 +364,21 @@ impl Depthwise {
             a.add(from1, skip1);
         });
         asm.finish()
+    }
+}
+
+/// Stores a vector of channels of each of consecutive pixels.
+fn store_pixels(a: &mut Asm, dst: Elem, (to, channels): (Gpr, usize), results: &[V]) {
+    let at = |pixel: usize| Mem::at(to, pixel * channels * dst.bytes());
+    let mut pixel = 0;
+    while pixel < results.len() {
+        if let (1, [p, q, r, s, ..]) = (dst.bytes(), &results[pixel..]) {
+            a.store_bytes_apart([0, 1, 2, 3].map(|i| at(pixel + i)), [*p, *q, *r, *s], dst.is_signed());
+            pixel += 4;
+        } else {
+            store(a, dst, at(pixel), &results[pixel..=pixel]);
+            pixel += 1;
+        }
     }
 }
 
