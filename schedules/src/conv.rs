@@ -51,7 +51,7 @@ pub struct ConvGeometry {
     pub image_rows: usize,
     /// Source values that one more output row needs.
     pub row_values: usize,
-    /// Whether all requantisations round half up or down to the floor.
+    /// See [`plain_rounding`].
     pub plain_rounding: bool,
     /// Taps, stride and dilation along height and width, and input channels of a group.
     pub kernel: [usize; 2],
@@ -104,12 +104,17 @@ impl ConvGeometry {
             stride: conv.stride,
             dilation: conv.dilation,
             group_in: cg,
-            plain_rounding: spec.steps().iter().all(|step| match &step.op {
-                Op::Requant(requant) => matches!(requant.round, Rounding::HalfUp | Rounding::Floor),
-                _ => true,
-            }),
+            plain_rounding: plain_rounding(spec),
         })
     }
+}
+
+/// Whether all requantisations round half up or down to the floor.
+pub(crate) fn plain_rounding(spec: &KernelSpec) -> bool {
+    spec.steps().iter().all(|step| match &step.op {
+        Op::Requant(requant) => matches!(requant.round, Rounding::HalfUp | Rounding::Floor),
+        _ => true,
+    })
 }
 
 impl ConvGeometry {

@@ -5,7 +5,9 @@
 //! ([`Schedule::legal`]), and its text form reads back. [`tuning`] chooses schedules by
 //! measuring them; [`latency`] holds what was measured.
 
+mod assembled;
 mod conv;
+mod depthwise;
 pub mod latency;
 pub mod tuning;
 mod wide;
@@ -19,6 +21,7 @@ use hawqc_ir::KernelSpec;
 use thiserror::Error;
 
 pub use conv::{ConvGeometry, ConvSchedule};
+pub use depthwise::{DepthwiseGeometry, DepthwiseSchedule};
 pub use wide::{Multiply, WideSchedule, unsigned_offset};
 pub use winograd_schedule::WinogradSchedule;
 
@@ -46,22 +49,27 @@ pub struct WideMachine {
 /// How a kernel is run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Schedule {
-    /// The only way there is for the kernel's form.
+    /// The only way there is for the kernel's form in portable instructions.
     Default,
+    /// The only way there is for the kernel's form in assembled inner kernels.
+    Assembled,
     /// Portable convolution in register tiles.
     Conv(ConvSchedule),
     /// Convolution with assembled inner kernels.
     Wide(WideSchedule),
     /// Convolution with fewer multiplications, where the weights allow it.
     Winograd(WinogradSchedule),
+    /// Depthwise convolution with assembled inner kernels.
+    Depthwise(DepthwiseSchedule),
 }
 
 /// Why a schedule cannot be had.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum ScheduleError {
     #[error(
-        "`{0}` is not a schedule: write `default`, `conv mr=3 nr=4 tiles=16 blocks=4`, \
-         `wide mul=i16 mr=4 nr=3 rows=8 blocks=2` or `winograd mul=i16 m=4x4 mr=6 nr=2 rows=2 blocks=4`"
+        "`{0}` is not a schedule: write `default`, `assembled`, `conv mr=3 nr=4 tiles=16 blocks=4`, \
+         `wide mul=i16 mr=4 nr=3 rows=8 blocks=2`, `winograd mul=i16 m=4x4 mr=6 nr=2 rows=2 blocks=4` or \
+         `depthwise mr=7 rows=14 vectors=4`"
     )]
     Syntax(String),
     #[error("schedule `{schedule}` is not legal here: {reason}")]
@@ -82,7 +90,10 @@ impl Schedule {
         let direct = geometry.as_ref().zip(wide.as_ref());
         let winograd = direct.map(|(g, wide)| WinogradSchedule::defaults_for(g, machine, wide.multiply));
         let winograd = winograd.into_iter().flatten().map(Schedule::Winograd);
+        let depthwise = DepthwiseGeometry::of(spec).and_then(|g| DepthwiseSchedule::default_for(&g, machine));
         let assembled = winograd.chain(wide.map(Schedule::Wide));
+        let only = assembled::legal(spec, machine).ok().map(|()| Schedule::Assembled);
+        let assembled = assembled.chain(depthwise.map(Schedule::Depthwise)).chain(only);
         assembled.chain([Schedule::portable_for(spec, machine)]).collect()
     }
 
@@ -104,31 +115,35 @@ impl Schedule {
             let winograd = WinogradSchedule::candidates(&geometry, machine).into_iter().map(Schedule::Winograd);
             all.extend(winograd.chain(wide).chain(portable).filter(|&s| s != first));
         }
+        if let Some(geometry) = DepthwiseGeometry::of(spec) {
+            let depthwise = DepthwiseSchedule::candidates(&geometry, machine).into_iter().map(Schedule::Depthwise);
+            all.extend(depthwise.chain([Schedule::Default]).filter(|&s| s != first));
+        }
+        if first == Schedule::Assembled {
+            all.push(Schedule::Default);
+        }
         all
     }
 
     /// Whether the schedule can run `spec` on `machine`; the error says why not.
     pub fn legal(self, spec: &KernelSpec, machine: Machine) -> Result<(), ScheduleError> {
-        let reason = match (self, ConvGeometry::of(spec)) {
-            (Schedule::Default, None) => return Ok(()),
-            (Schedule::Conv(schedule), Some(geometry)) => match schedule.legal(&geometry, machine) {
-                Ok(()) => return Ok(()),
-                Err(reason) => reason,
-            },
-            (Schedule::Wide(schedule), Some(geometry)) => match schedule.legal(&geometry, machine) {
-                Ok(()) => return Ok(()),
-                Err(reason) => reason,
-            },
-            (Schedule::Winograd(schedule), Some(geometry)) => match schedule.legal(&geometry, machine) {
-                Ok(()) => return Ok(()),
-                Err(reason) => reason,
-            },
-            (Schedule::Default, Some(_)) => "a dense convolution needs a tile".to_owned(),
-            (Schedule::Conv(_) | Schedule::Wide(_) | Schedule::Winograd(_), None) => {
-                "the kernel is not a dense convolution".to_owned()
+        self.check(spec, machine).map_err(|reason| ScheduleError::Illegal { schedule: self, reason })
+    }
+
+    fn check(self, spec: &KernelSpec, machine: Machine) -> Result<(), String> {
+        let dense = || ConvGeometry::of(spec).ok_or("the kernel is not a dense convolution");
+        match self {
+            Schedule::Default if dense().is_ok() => Err("a dense convolution needs a tile".to_owned()),
+            Schedule::Default => Ok(()),
+            Schedule::Assembled => assembled::legal(spec, machine),
+            Schedule::Conv(schedule) => schedule.legal(&dense()?, machine),
+            Schedule::Wide(schedule) => schedule.legal(&dense()?, machine),
+            Schedule::Winograd(schedule) => schedule.legal(&dense()?, machine),
+            Schedule::Depthwise(schedule) => {
+                let geometry = DepthwiseGeometry::of(spec).ok_or("the kernel is not a depthwise convolution")?;
+                schedule.legal(&geometry, machine)
             }
-        };
-        Err(ScheduleError::Illegal { schedule: self, reason })
+        }
     }
 }
 
@@ -136,9 +151,11 @@ impl fmt::Display for Schedule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Schedule::Default => f.write_str("default"),
+            Schedule::Assembled => f.write_str("assembled"),
             Schedule::Conv(schedule) => schedule.fmt(f),
             Schedule::Wide(schedule) => schedule.fmt(f),
             Schedule::Winograd(schedule) => schedule.fmt(f),
+            Schedule::Depthwise(schedule) => schedule.fmt(f),
         }
     }
 }
@@ -146,12 +163,16 @@ impl fmt::Display for Schedule {
 impl FromStr for Schedule {
     type Err = ScheduleError;
     fn from_str(text: &str) -> Result<Schedule, ScheduleError> {
-        if text == "default" {
-            return Ok(Schedule::Default);
+        match text {
+            "default" => return Ok(Schedule::Default),
+            "assembled" => return Ok(Schedule::Assembled),
+            _ => {}
         }
         let conv = text.parse().map(Schedule::Conv);
         let wide = conv.or_else(|()| text.parse().map(Schedule::Wide));
-        wide.or_else(|()| text.parse().map(Schedule::Winograd)).map_err(|()| ScheduleError::Syntax(text.to_owned()))
+        let winograd = wide.or_else(|()| text.parse().map(Schedule::Winograd));
+        let depthwise = winograd.or_else(|()| text.parse().map(Schedule::Depthwise));
+        depthwise.map_err(|()| ScheduleError::Syntax(text.to_owned()))
     }
 }
 

@@ -21,6 +21,8 @@ fn every_candidate_is_legal_and_reads_back() {
         conv([1, 1], 2048, 1000, Elem::I8, 1),
         conv([1, 1], 3, 1, Elem::I4, 1),
         conv([9, 1], 64, 12, Elem::I16, 4),
+        conv([9, 1], 64, 64, Elem::I8, 64),
+        conv([7, 7], 9, 9, Elem::I4, 9),
     ] {
         for machine in [X86, AVX2] {
             let candidates = Schedule::candidates(&spec, machine);

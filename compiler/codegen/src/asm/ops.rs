@@ -41,6 +41,9 @@ codes! {
         SubI8 VEX_Vpsubb_ymm_ymm_ymmm256 EVEX_Vpsubb_zmm_k1z_zmm_zmmm512,
         SubI16 VEX_Vpsubw_ymm_ymm_ymmm256 EVEX_Vpsubw_zmm_k1z_zmm_zmmm512,
         SubI32 VEX_Vpsubd_ymm_ymm_ymmm256 EVEX_Vpsubd_zmm_k1z_zmm_zmmm512b32,
+        MaxU8 VEX_Vpmaxub_ymm_ymm_ymmm256 EVEX_Vpmaxub_zmm_k1z_zmm_zmmm512,
+        MaxI8 VEX_Vpmaxsb_ymm_ymm_ymmm256 EVEX_Vpmaxsb_zmm_k1z_zmm_zmmm512,
+        MaxI16 VEX_Vpmaxsw_ymm_ymm_ymmm256 EVEX_Vpmaxsw_zmm_k1z_zmm_zmmm512,
         MaxI32 VEX_Vpmaxsd_ymm_ymm_ymmm256 EVEX_Vpmaxsd_zmm_k1z_zmm_zmmm512b32,
         MinI32 VEX_Vpminsd_ymm_ymm_ymmm256 EVEX_Vpminsd_zmm_k1z_zmm_zmmm512b32,
         And VEX_Vpand_ymm_ymm_ymmm256 EVEX_Vpandd_zmm_k1z_zmm_zmmm512b32,
@@ -160,6 +163,11 @@ impl Asm {
         self.push(code, operands);
     }
 
+    /// Asks for the cache line at `from`, which need not be mapped.
+    pub fn prefetch(&mut self, from: Mem) {
+        self.push(Code::Prefetcht0_m8, [Operand::Mem(from)]);
+    }
+
     /// The 32 bits at `from` in every lane.
     pub fn broadcast_i32(&mut self, dst: V, from: Mem) {
         let code = match self.isa {
@@ -241,6 +249,27 @@ impl Asm {
         let code = if signed { Code::VEX_Vpacksswb_xmm_xmm_xmmm128 } else { Code::VEX_Vpackuswb_xmm_xmm_xmmm128 };
         self.push(code, [x, x, y]);
         self.push(Code::VEX_Vmovdqu_xmmm128_xmm, [Operand::Mem(to), x]);
+    }
+
+    /// Stores four vectors of i32 lanes as bytes with saturation, each where it belongs. Overwrites all.
+    pub fn store_bytes_apart(&mut self, to: [Mem; 4], [a, b, c, d]: [V; 4], signed: bool) {
+        if self.isa == Isa::Avx512 {
+            return to.into_iter().zip([a, b, c, d]).for_each(|(to, value)| self.store_bytes(to, value, signed));
+        }
+        let y = [a, b, c, d].map(|v| self.reg(v));
+        self.push(Code::VEX_Vpackssdw_ymm_ymm_ymmm256, [y[0], y[0], y[1]]);
+        self.push(Code::VEX_Vpackssdw_ymm_ymm_ymmm256, [y[2], y[2], y[3]]);
+        let code = if signed { Code::VEX_Vpacksswb_ymm_ymm_ymmm256 } else { Code::VEX_Vpackuswb_ymm_ymm_ymmm256 };
+        self.push(code, [y[0], y[0], y[2]]);
+        // The lower 128 bits hold the first four bytes of each vector, the upper the last four.
+        let [low, high, last] = [a, b, c].map(|v| Operand::Vec(v, View::X));
+        self.push(Code::VEX_Vextracti128_xmmm128_ymm_imm8, [high, y[0], Operand::Imm(OpKind::Immediate8, 1)]);
+        self.push(Code::VEX_Vpunpckhdq_xmm_xmm_xmmm128, [last, low, high]);
+        self.push(Code::VEX_Vpunpckldq_xmm_xmm_xmmm128, [low, low, high]);
+        for (pair, value) in to.chunks(2).zip([low, last]) {
+            self.push(Code::VEX_Vmovq_xmmm64_xmm, [Operand::Mem(pair[0]), value]);
+            self.push(Code::VEX_Vmovhps_m64_xmm, [Operand::Mem(pair[1]), value]);
+        }
     }
 
     /// The i32 lanes as i16 in the lower half.

@@ -146,14 +146,23 @@ pub fn lower(
         Op::Transpose(_) if spec.steps().len() == 2 => border::lower(spec, constants),
         Op::Concat(_) | Op::Pad(_) | Op::Transpose(_) if spec.steps().len() == 1 => movement::lower(spec),
         _ if floats.into_iter().any(|float| float) => Err(Unsupported::new(format!("`{}` of floats", first.op.name()))),
-        Op::Conv(_) if ConvGeometry::of(spec).is_none() => depthwise::lower(spec, constants),
+        Op::Conv(_) if ConvGeometry::of(spec).is_none() => match schedule {
+            Schedule::Depthwise(schedule) => wide::depthwise::lower(spec, constants, machine(target), schedule),
+            _ => depthwise::lower(spec, constants),
+        },
         Op::Conv(_) => match schedule {
             Schedule::Wide(schedule) => wide::lower(spec, constants, machine(target), schedule),
             Schedule::Winograd(schedule) => wide::winograd::lower(spec, constants, machine(target), schedule),
             schedule => conv::lower(spec, constants, target, schedule),
         },
-        Op::MaxPool(_) | Op::SumPool(_) => pool::lower(spec, constants),
-        Op::Requant(_) | Op::Add(_) | Op::Clamp(_) => pointwise::lower(spec, constants),
+        Op::MaxPool(_) | Op::SumPool(_) => match schedule {
+            Schedule::Assembled => wide::pool::lower(spec, constants, machine(target)),
+            _ => pool::lower(spec, constants),
+        },
+        Op::Requant(_) | Op::Add(_) | Op::Clamp(_) => match schedule {
+            Schedule::Assembled => wide::pointwise::lower(spec, constants, machine(target)),
+            _ => pointwise::lower(spec, constants),
+        },
         op => Err(Unsupported::new(format!("a kernel starting with `{}`", op.name()))),
     }
 }

@@ -60,7 +60,7 @@ impl Build {
     }
 }
 
-fn pairs() -> Vec<(Elem, Elem)> {
+pub fn pairs() -> Vec<(Elem, Elem)> {
     let sources = [Elem::U4, Elem::I4, Elem::U8, Elem::I8, Elem::I16];
     let weights = [Elem::I4, Elem::I8, Elem::I16];
     sources.into_iter().flat_map(|src| weights.into_iter().map(move |wei| (src, wei))).collect()
@@ -143,6 +143,27 @@ fn strides_dilations_groups_and_paddings() {
     }
 }
 
+/// Adds the requantised residual to the last step of `case`, whose second step it is, and clamps to `out`.
+pub fn with_residual(mut case: Case, residual: Elem, out: Elem, turn: usize) -> Case {
+    let n = case.operands.len();
+    let ty = TensorType::new(residual, case.spec().result().shape.clone());
+    let constant = |elem, value| Operand::Constant(Tensor::from_ints(elem, [1], [value]).unwrap());
+    case.operands.extend([
+        Operand::extreme(ty, 1 + turn as u64),
+        constant(Elem::I32, 1_555_555_555),
+        constant(Elem::U8, 31 + turn as i64),
+    ]);
+    let wide = Requant::to_range(Range::new(-(1 << 30), 1 << 30), Elem::I32);
+    let range = out.range().unwrap();
+    case.body.extend([
+        (wide.into(), vec![Arg::Operand(n), Arg::Operand(n + 1), Arg::Operand(n + 2)]),
+        (Add {}.into(), vec![Arg::Step(1), Arg::Step(2)]),
+        (Clamp { lo: range.lo, hi: range.hi, elem: out }.into(), vec![Arg::Step(3)]),
+    ]);
+    case.name += &format!(" + {residual}");
+    case
+}
+
 /// The residual form of the fused graph: `clamp(requant(conv) + requant(residual))`.
 #[test]
 fn residual_epilogues() {
@@ -150,23 +171,7 @@ fn residual_epilogues() {
         for (turn, residual) in [Elem::I16, Elem::I32, Elem::U8, Elem::I8, Elem::U4].into_iter().enumerate() {
             for (k, out) in [(16, Elem::U8), (18, Elem::I16), (7, Elem::U4), (32, Elem::I32)] {
                 let build = Build::new(Elem::U8, [Elem::I8, Elem::I4][turn % 2], [5, 4], 12, k, [1, 1]);
-                let mut case = build.requantised(Elem::I16, Rounding::HalfUp);
-                let n = case.operands.len();
-                let ty = TensorType::new(residual, [1, 5, 4, k]);
-                let constant = |elem, value| Operand::Constant(Tensor::from_ints(elem, [1], [value]).unwrap());
-                case.operands.extend([
-                    Operand::extreme(ty, 1 + turn as u64),
-                    constant(Elem::I32, 1_555_555_555),
-                    constant(Elem::U8, 31 + turn as i64),
-                ]);
-                let wide = Requant::to_range(Range::new(-(1 << 30), 1 << 30), Elem::I32);
-                let range = out.range().unwrap();
-                case.body.extend([
-                    (wide.into(), vec![Arg::Operand(n), Arg::Operand(n + 1), Arg::Operand(n + 2)]),
-                    (Add {}.into(), vec![Arg::Step(1), Arg::Step(2)]),
-                    (Clamp { lo: range.lo, hi: range.hi, elem: out }.into(), vec![Arg::Step(3)]),
-                ]);
-                case.name += &format!(" + {residual}");
+                let case = with_residual(build.requantised(Elem::I16, Rounding::HalfUp), residual, out, turn);
                 case.check_default(&target);
             }
         }

@@ -3,6 +3,7 @@
 mod assembly;
 mod border;
 mod conv;
+mod depthwise;
 mod harness;
 mod model;
 mod movement;

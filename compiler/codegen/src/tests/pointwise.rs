@@ -1,9 +1,11 @@
 //! Requantisation in every form, and pointwise steps over several operands.
 
 use hawqc_ir::*;
+use hawqc_schedules::Schedule;
 use proptest::prelude::*;
 
 use super::harness::{Case, Operand, runnable_targets};
+use crate::program::machine;
 use crate::target::Target;
 
 /// A requantisation of `values` by constants of shape `shape`.
@@ -73,6 +75,32 @@ fn every_shift_at_once_per_channel() {
     }
 }
 
+/// In the assembled kernel, which takes shifts whose values fit 32 bits.
+#[test]
+fn assembled_requantisations() {
+    for target in runnable_targets().into_iter().filter(|t| machine(t).wide.iter().any(Option::is_some)) {
+        for round in [Rounding::HalfUp, Rounding::Floor] {
+            for (elem, range, least) in [
+                (Elem::I32, Range::new(-70_000, 70_000), 20),
+                (Elem::I16, Elem::I16.range().unwrap(), 18),
+                (Elem::U8, Elem::U8.range().unwrap(), 10),
+                (Elem::I4, Elem::I4.range().unwrap(), 8),
+            ] {
+                for (channels, scope) in [(64, 64), (24, 24), (8, 1), (72, 1)] {
+                    let src = TensorType::with_range(elem, [1, 3, 5, channels], range).unwrap();
+                    for mult in [1 << 30, (1 << 31) - 1, 0x5555_5555, 0] {
+                        let pairs: Vec<_> = (least..=62).cycle().take(scope).map(|shift| (mult, shift)).collect();
+                        let out = [Elem::I32, Elem::I8, Elem::I16, Elem::U4][mult as usize % 4];
+                        let values = interesting(range, 15 * channels);
+                        let case = requant(op(round, out, 1, 1), src.clone(), values, &[scope], &pairs);
+                        case.check(&target, &[Schedule::Assembled], &[1, 3]);
+                    }
+                }
+            }
+        }
+    }
+}
+
 /// Shifts that need the split form (too far apart to be made equal by scaling) and only it.
 #[test]
 fn distant_shifts_per_channel() {
@@ -127,7 +155,7 @@ fn residual(elems: [Elem; 2], out: Elem, shape: [usize; 4], seed: u64) -> Case {
 #[test]
 fn residual_sums() {
     for target in runnable_targets() {
-        for (i, k) in [1, 3, 4, 5, 15, 16, 17, 35, 64].into_iter().enumerate() {
+        for (i, k) in [1, 3, 4, 5, 8, 15, 16, 17, 24, 35, 40, 48, 64, 72].into_iter().enumerate() {
             let elems =
                 [[Elem::I16, Elem::I32], [Elem::U8, Elem::I16], [Elem::U4, Elem::I8], [Elem::I32, Elem::I4]][i % 4];
             let out = [Elem::U8, Elem::U4, Elem::I16, Elem::I32][i % 4];
@@ -139,8 +167,9 @@ fn residual_sums() {
 #[test]
 fn one_task_and_many_agree() {
     let target = Target::host().unwrap();
-    let case = residual([Elem::I16, Elem::I32], Elem::I16, [1, 57, 56, 24], 1);
-    case.check(&target, &[hawqc_schedules::Schedule::Default], &[1, 2, 7, 64]);
+    let case = residual([Elem::I16, Elem::I8], Elem::I16, [1, 57, 56, 24], 1);
+    let schedules = Schedule::candidates(&case.spec(), machine(&target));
+    case.check(&target, &schedules, &[1, 2, 7, 64]);
 }
 
 proptest! {

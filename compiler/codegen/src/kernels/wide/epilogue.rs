@@ -45,6 +45,8 @@ struct WideRequant {
 /// See the module's documentation.
 pub struct WideEpilogue {
     spec: KernelSpec,
+    /// The first pointwise step: 0 if there is nothing else.
+    first: usize,
     requants: BTreeMap<usize, WideRequant>,
     /// Constants in every lane, a vector each, behind the fixed ones.
     literals: Vec<i32>,
@@ -65,16 +67,21 @@ const RECORD_VECTORS: usize = 5;
 const FIXED_LITERALS: [i32; 3] = [0x0001_0001, 0x0f0f_0f0f, 0x0808_0808];
 
 impl WideEpilogue {
-    /// The steps of `spec` from the second on; `order` gives the channel of each lane, padded to whole vectors.
+    /// The steps of `spec` from the second on, or all of them if the first is pointwise too.
     pub fn new(
         spec: &KernelSpec,
         constants: &[Option<&Tensor>],
         isa: Isa,
     ) -> Result<(WideEpilogue, Vec<Table>), Unsupported> {
-        let mut epilogue =
-            WideEpilogue { spec: spec.clone(), requants: BTreeMap::new(), literals: FIXED_LITERALS.to_vec() };
+        let is_pointwise = matches!(spec.steps()[0].op, Op::Requant(_) | Op::Add(_) | Op::Clamp(_));
+        let mut epilogue = WideEpilogue {
+            spec: spec.clone(),
+            first: usize::from(!is_pointwise),
+            requants: BTreeMap::new(),
+            literals: FIXED_LITERALS.to_vec(),
+        };
         let mut tables = Vec::new();
-        for (index, step) in spec.steps().iter().enumerate().skip(1) {
+        for (index, step) in spec.steps().iter().enumerate().skip(epilogue.first) {
             match &step.op {
                 Op::Requant(requant) => {
                     let (requant, table) = requant_table(spec, index, requant, constants, isa, tables.len())?;
@@ -107,7 +114,7 @@ impl WideEpilogue {
     pub fn none(spec: &KernelSpec) -> Result<WideEpilogue, Unsupported> {
         let step = &spec.steps()[0];
         let spec = KernelSpec::new(spec.operands().to_vec(), vec![(step.op.clone(), step.args.clone())])?;
-        Ok(WideEpilogue { spec, requants: BTreeMap::new(), literals: FIXED_LITERALS.to_vec() })
+        Ok(WideEpilogue { spec, first: 1, requants: BTreeMap::new(), literals: FIXED_LITERALS.to_vec() })
     }
 
     /// What of the constants the code depends on.
@@ -120,7 +127,7 @@ impl WideEpilogue {
     /// The operands that the steps read as values, each once.
     pub fn operands(&self) -> Vec<usize> {
         let mut out = Vec::new();
-        for step in &self.spec.steps()[1..] {
+        for step in &self.spec.steps()[self.first..] {
             let values = if matches!(step.op, Op::Requant(_)) { &step.args[..1] } else { &step.args[..] };
             for arg in values {
                 if let &Arg::Operand(i) = arg
@@ -182,11 +189,15 @@ impl WideEpilogue {
 
     /// Moves the pointers on by a vector of channels.
     pub fn advance(&self, asm: &mut Asm, pointers: &Pointers) {
+        self.advance_by(asm, pointers, 1);
+    }
+
+    pub fn advance_by(&self, asm: &mut Asm, pointers: &Pointers, vectors: usize) {
         for &(operand, pointer) in &pointers.operands {
-            asm.add_int(pointer, asm.isa.lanes() * self.spec.operands()[operand].elem.bytes());
+            asm.add_int(pointer, vectors * asm.isa.lanes() * self.spec.operands()[operand].elem.bytes());
         }
         for (&pointer, stride) in pointers.tables.iter().zip(self.table_strides(asm.isa)) {
-            asm.add_int(pointer, stride);
+            asm.add_int(pointer, vectors * stride);
         }
     }
 
@@ -194,34 +205,30 @@ impl WideEpilogue {
     /// the registers with the results.
     pub fn emit(&self, asm: &mut Asm, pointers: &Pointers, pixel: usize, sums: &[V]) -> Vec<V> {
         let channels = self.spec.result().shape.last().copied().unwrap_or(1);
-        let mut results = Vec::new();
-        for (vector, &sum) in sums.iter().enumerate() {
-            let load = |asm: &mut Asm, operand: usize| {
-                let elem = self.spec.operands()[operand].elem;
-                let element = pixel * channels + vector * asm.isa.lanes();
-                let to = asm.vec();
-                if let Some((_, pointer)) = pointers.operands.iter().find(|(o, _)| *o == operand) {
-                    load_values(asm, elem, to, Mem::at(*pointer, element * elem.bytes()));
-                }
-                to
-            };
-            results.push(self.vector(asm, (&pointers.tables, pointers.literals), vector, sum, load));
-        }
-        results
+        let vector = |(vector, &sum): (usize, &V)| self.vector(asm, pointers, pixel * channels, vector, Some(sum));
+        sums.iter().enumerate().map(vector).collect()
     }
 
-    /// The last step's result for one vector.
-    fn vector(
-        &self,
-        asm: &mut Asm,
-        (tables, literals): (&[Gpr], Gpr),
-        vector: usize,
-        sum: V,
-        load: impl Fn(&mut Asm, usize) -> V,
-    ) -> V {
-        let mut results = vec![sum];
+    /// Emits the steps, of which none waits for a sum, for the next `vectors` vectors.
+    pub fn emit_values(&self, asm: &mut Asm, pointers: &Pointers, vectors: usize) -> Vec<V> {
+        (0..vectors).map(|vector| self.vector(asm, pointers, 0, vector, None)).collect()
+    }
+
+    /// The last step's result for a vector of the pixel that begins at `element`.
+    fn vector(&self, asm: &mut Asm, pointers: &Pointers, element: usize, vector: usize, sum: Option<V>) -> V {
+        let element = element + vector * asm.isa.lanes();
+        let load = |asm: &mut Asm, operand: usize| {
+            let elem = self.spec.operands()[operand].elem;
+            let to = asm.vec();
+            if let Some((_, pointer)) = pointers.operands.iter().find(|(o, _)| *o == operand) {
+                load_values(asm, elem, to, Mem::at(*pointer, element * elem.bytes()));
+            }
+            to
+        };
+        let (tables, literals) = (&pointers.tables, pointers.literals);
+        let mut results: Vec<V> = sum.into_iter().collect();
         let last = self.spec.steps().len() - 1;
-        for (index, step) in self.spec.steps().iter().enumerate().skip(1) {
+        for (index, step) in self.spec.steps().iter().enumerate().skip(self.first) {
             let arg = |asm: &mut Asm, position: usize| match step.args[position] {
                 Arg::Step(i) => results[i],
                 Arg::Operand(i) => load(asm, i),
@@ -294,7 +301,8 @@ fn limits(lo: i64, hi: i64) -> [Option<i32>; 2] {
     [(lo > min).then(|| limit(lo)), (hi < max).then(|| limit(hi))]
 }
 
-fn load_values(asm: &mut Asm, elem: Elem, to: V, from: Mem) {
+/// Loads a vector's worth of values as `i32` lanes.
+pub fn load_values(asm: &mut Asm, elem: Elem, to: V, from: Mem) {
     match elem {
         Elem::U4 | Elem::U8 => asm.load_widened(Widen::U8ToI32, to, from),
         Elem::I4 | Elem::I8 => asm.load_widened(Widen::I8ToI32, to, from),

@@ -61,6 +61,9 @@ pub struct Micro<'a> {
     pub channels: usize,
 }
 
+/// How far ahead weights are asked for that are read once; hardware stops at the ends of pages.
+const PREFETCH_BYTES: usize = 4096;
+const CACHE_LINE: usize = 64;
 /// Steps that the inner loop holds.
 const UNROLL: usize = 4;
 
@@ -206,6 +209,10 @@ impl Micro<'_> {
         let block = |asm: &mut Asm, steps: usize| {
             for step in 0..steps {
                 self.step(asm, tile, step);
+            }
+            if tile.mr == 1 {
+                let bytes = steps * self.step_bytes(tile.nr);
+                (0..bytes).step_by(CACHE_LINE).for_each(|at| asm.prefetch(Mem::at(tile.weights, PREFETCH_BYTES + at)));
             }
             asm.add_int(tile.offset, 4 * steps);
             asm.add_int(tile.weights, steps * self.step_bytes(tile.nr));

@@ -6,8 +6,11 @@
 //!
 //! Weights are packed at compile time as `[channel block][run][step][vector][lane][4 bytes]`.
 
+pub mod depthwise;
 mod epilogue;
 mod micro;
+pub mod pointwise;
+pub mod pool;
 mod source;
 mod transform;
 mod window;
@@ -29,6 +32,8 @@ use window::Window;
 
 /// Tiles from which on the weights of a channel block are turned into operands once for all of them.
 const EXPAND_TILES: usize = 3;
+/// Multiply-accumulates that take about as long as an element operation of other kernels.
+const MACS_PER_WORK: u64 = 16;
 
 const WEIGHTS: usize = 0;
 const START: usize = 1;
@@ -134,7 +139,7 @@ pub(super) fn lower(
         proof: if multiply == Multiply::Sum16 { window.to_string() } else { String::new() },
         scratch_bytes: wide.source.scratch_bytes(schedule.rows) + wide.panel_bytes(),
         units: wide.row_units() * wide.channel_groups(),
-        work: geometry.macs() / 64,
+        work: geometry.macs() / MACS_PER_WORK,
         macs: geometry.macs(),
         is_border: false,
         leaves,

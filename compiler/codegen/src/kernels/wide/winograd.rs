@@ -17,7 +17,7 @@ use super::micro::{FIXED_WORDS, Load, Micro, Word};
 use super::source::Source;
 use super::transform::{InputLayout, Outputs, add_literals, assemble_input, assemble_output};
 use super::window::Window;
-use super::{call, ints};
+use super::{MACS_PER_WORK, call, ints};
 use crate::asm::{AsmError, Isa};
 use crate::error::Unsupported;
 use crate::kernels::conv::Geometry;
@@ -144,7 +144,7 @@ pub fn lower(
         proof: proof.to_string(),
         scratch_bytes: winograd.scratch().iter().sum(),
         units: winograd.row_units() * winograd.channel_groups(),
-        work: geometry.macs() / 128,
+        work: geometry.macs() / (2 * MACS_PER_WORK),
         macs: geometry.macs(),
         is_border: false,
         leaves,

@@ -1,0 +1,174 @@
+//! Schedules of the wide depthwise convolution, whose inner kernels are assembled for vectors of 256 or 512 bits.
+//!
+//! The kernel computes `mr` pixels of a row at a time, vector of channels by vector of channels. A unit of work,
+//! which one task runs, is a block of `rows` output rows of an image by `vectors` vectors of channels, whose source
+//! rows are brought into the form that the products want once.
+
+use std::fmt;
+use std::str::FromStr;
+
+use hawqc_ir::{Arg, KernelSpec, Op};
+
+use crate::conv::plain_rounding;
+use crate::{Machine, WideMachine};
+
+/// See the module's documentation. All at least 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct DepthwiseSchedule {
+    pub mr: usize,
+    pub rows: usize,
+    /// Divides the channels' vectors.
+    pub vectors: usize,
+}
+
+/// What of a depthwise convolution matters to its schedule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DepthwiseGeometry {
+    pub channels: usize,
+    /// Output rows and columns.
+    pub out: [usize; 2],
+    pub kernel: [usize; 2],
+    pub stride: [usize; 2],
+    pub dilation: [usize; 2],
+    /// Source and weights of up to 16 bits, roundings half up or down to the floor.
+    plain: bool,
+}
+
+const MAX_MR: usize = 8;
+/// Bytes of prepared source rows of a unit: a part of the second-level cache; and those it should not exceed.
+const REGION_BYTES: usize = 128 << 10;
+const MOST_REGION_BYTES: usize = 224 << 10;
+/// Rows of a unit from which on rows that two units read count for little.
+const MOST_ROWS: usize = 16;
+/// Channels of a cache line, of one byte each.
+const LINE_CHANNELS: usize = 64;
+
+impl DepthwiseGeometry {
+    /// The geometry of a spec whose first step is a depthwise convolution: one input and one output channel per group.
+    pub fn of(spec: &KernelSpec) -> Option<DepthwiseGeometry> {
+        let step = spec.steps().first()?;
+        let (Op::Conv(conv), [Arg::Operand(src), Arg::Operand(wei), ..]) = (&step.op, step.args.as_slice()) else {
+            return None;
+        };
+        let (src, wei) = (spec.operands().get(*src)?, spec.operands().get(*wei)?);
+        let (&[k, kh, kw, 1], &[_, oh, ow, _]) = (wei.shape.as_slice(), step.ty.shape.as_slice()) else {
+            return None;
+        };
+        (conv.groups > 1 && k == conv.groups).then(|| DepthwiseGeometry {
+            channels: k,
+            out: [oh, ow],
+            kernel: [kh, kw],
+            stride: conv.stride,
+            dilation: conv.dilation,
+            plain: src.elem.bytes() <= 2 && wei.elem.bytes() <= 2 && plain_rounding(spec),
+        })
+    }
+
+    /// The vectors that a wide kernel of this convolution would use.
+    pub fn wide_machine(&self, machine: Machine) -> Option<WideMachine> {
+        let widths = machine.wide.into_iter().flatten();
+        widths.into_iter().find(|w| self.plain && self.channels.is_multiple_of(w.lanes))
+    }
+
+    /// Bytes of the prepared rows of a unit.
+    fn region_bytes(&self, rows: usize, channels: usize) -> usize {
+        let extent =
+            |axis: usize, out: usize| (out - 1) * self.stride[axis] + (self.kernel[axis] - 1) * self.dilation[axis] + 1;
+        // Rows in pairs of 16-bit values.
+        extent(0, rows).div_ceil(2) * extent(1, self.out[1]) * channels * 4
+    }
+}
+
+impl DepthwiseSchedule {
+    /// Of few tiles to a row the shortest. Whole images of as many channels as fit; where these would be few, as many
+    /// rows of all channels as fit, as reading parts of cache lines costs more than reading rows again.
+    pub(crate) fn default_for(geometry: &DepthwiseGeometry, machine: Machine) -> Option<DepthwiseSchedule> {
+        let wide = geometry.wide_machine(machine)?;
+        let mr = (1..=MAX_MR).min_by_key(|mr| geometry.out[1].div_ceil(*mr))?;
+        let vectors_all = geometry.channels / wide.lanes;
+        let rows_all = geometry.out[0].min(MOST_ROWS);
+        let bytes = |rows: usize, vectors: usize| geometry.region_bytes(rows, vectors * wide.lanes);
+        let mut parts = (1..=vectors_all)
+            .rev()
+            .filter(|&v| vectors_all.is_multiple_of(v) && v * wide.lanes >= geometry.channels.min(LINE_CHANNELS));
+        if let Some(vectors) = parts.find(|&v| bytes(rows_all, v) <= REGION_BYTES) {
+            let rows = geometry.out[0].div_ceil(geometry.out[0].div_ceil(rows_all));
+            return Some(DepthwiseSchedule { mr, rows, vectors });
+        }
+        let rows = (1..=rows_all).rev().find(|&rows| bytes(rows, vectors_all) <= MOST_REGION_BYTES).unwrap_or(1);
+        // Equal units.
+        let rows = geometry.out[0].div_ceil(geometry.out[0].div_ceil(rows));
+        Some(DepthwiseSchedule { mr, rows, vectors: vectors_all })
+    }
+
+    pub(crate) fn candidates(geometry: &DepthwiseGeometry, machine: Machine) -> Vec<DepthwiseSchedule> {
+        let mut all = Vec::new();
+        let Some((wide, first)) = geometry.wide_machine(machine).zip(Self::default_for(geometry, machine)) else {
+            return all;
+        };
+        let vectors_all = geometry.channels / wide.lanes;
+        let parts = [1, 2, 3, 4, 6, 8].into_iter().filter(|parts| vectors_all.is_multiple_of(*parts));
+        for vectors in parts.map(|parts| vectors_all / parts) {
+            for rows in [2, 4, 8, 16, 32].map(|rows| geometry.out[0].min(rows)) {
+                for mr in [first.mr, first.mr.div_ceil(2)] {
+                    all.push(DepthwiseSchedule { mr, rows, vectors });
+                }
+            }
+        }
+        all.retain(|s| {
+            let bytes = geometry.region_bytes(s.rows, s.vectors * wide.lanes);
+            bytes <= MOST_REGION_BYTES && s.legal(geometry, machine).is_ok()
+        });
+        all.push(first);
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+
+    pub(crate) fn legal(self, geometry: &DepthwiseGeometry, machine: Machine) -> Result<(), String> {
+        let DepthwiseSchedule { mr, rows, vectors } = self;
+        let Some(wide) = geometry.wide_machine(machine) else {
+            return Err(match machine.wide {
+                [None, None] => "the target has no vectors of 256 bits".to_owned(),
+                _ => format!(
+                    "a wide kernel takes operands of up to 16 bits, channels in eights and plain roundings, not {} channels",
+                    geometry.channels
+                ),
+            });
+        };
+        if !(1..=MAX_MR).contains(&mr) {
+            return Err(format!("a tile is 1 to {MAX_MR} pixels"));
+        }
+        if !(1..=geometry.out[0]).contains(&rows) {
+            return Err(format!("an image has {} rows", geometry.out[0]));
+        }
+        let vectors_all = geometry.channels / wide.lanes;
+        if vectors == 0 || !vectors_all.is_multiple_of(vectors) {
+            return Err(format!("{vectors} does not divide {vectors_all} vectors of channels"));
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for DepthwiseSchedule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let DepthwiseSchedule { mr, rows, vectors } = self;
+        write!(f, "depthwise mr={mr} rows={rows} vectors={vectors}")
+    }
+}
+
+impl FromStr for DepthwiseSchedule {
+    type Err = ();
+    fn from_str(text: &str) -> Result<DepthwiseSchedule, ()> {
+        let words: Vec<&str> = text.split(' ').collect();
+        let ["depthwise", mr, rows, vectors] = words.as_slice() else {
+            return Err(());
+        };
+        let number = crate::number;
+        Ok(DepthwiseSchedule {
+            mr: number(mr, "mr")?,
+            rows: number(rows, "rows")?,
+            vectors: number(vectors, "vectors")?,
+        })
+    }
+}
