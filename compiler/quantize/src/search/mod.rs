@@ -28,4 +28,4 @@ pub use network::{Freedom, Network, Resource, Totals};
 pub use pareto::{FrontError, FrontPoint, front};
 pub use problem::{Choice, Infeasible, Layer, Limit, Problem, SeamCost, SearchError, Solution};
 pub use solve::{Report, SearchOptions, lagrangian_bound, solve};
-pub use tables::{Costs, parse_widths, widths};
+pub use tables::Costs;
