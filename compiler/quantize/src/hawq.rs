@@ -153,19 +153,13 @@ pub(crate) fn match_modules(graph: &Graph, names: &[&str]) -> Result<Vec<Option<
 /// The names of the network's convolutions that HAWQ's modules of these names are, in the same order.
 ///
 /// # Errors
-/// A name that is not that of a HAWQ convolution; a module without a counterpart in the network.
-pub fn layers_of(graph: &Graph, modules: &[&str]) -> Result<Vec<String>, QuantizeError> {
-    let places = places(graph, modules.iter().copied())?;
-    let names: BTreeMap<ValueId, String> = quantizable_layers(graph).into_iter().collect();
-    let at: BTreeMap<&Place, &String> = places.iter().filter_map(|(id, place)| Some((place, names.get(id)?))).collect();
-    let find = |key: &&str| match module(key) {
-        Some(Module::Weights(place)) => at
-            .get(&place)
-            .map(|name| (*name).clone())
-            .ok_or_else(|| QuantizeError::Plan(format!("HAWQ module `{key}` has no counterpart in the network"))),
-        _ => Err(QuantizeError::Plan(format!("`{key}` is not the name of a HAWQ convolution"))),
-    };
-    modules.iter().map(find).collect()
+/// Those of [`match_modules`].
+pub(crate) fn layers_of(graph: &Graph, modules: &[&str]) -> Result<Vec<String>, QuantizeError> {
+    let mut names = vec![String::new(); modules.len()];
+    for (index, (_, name)) in match_modules(graph, modules)?.into_iter().zip(quantizable_layers(graph)) {
+        index.into_iter().for_each(|index| names[index].clone_from(&name));
+    }
+    Ok(names)
 }
 
 /// Where a convolution stands in a network.

@@ -1,10 +1,13 @@
 //! The command line, declared once: names, help, parsing, completions and manual follow from here.
 
+mod values;
+
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
+use self::values::{duration, pair, part, percentile, shard, widths};
 use crate::limit::{self, Limit};
 
 /// Compiles convolutional networks to integer-only, mixed int4/int8 shared objects.
@@ -547,48 +550,6 @@ pub struct Zoo {
     pub classes: usize,
 }
 
-fn duration(text: &str) -> Result<std::time::Duration, String> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let value: f64 = digits.parse().map_err(|_| format!("`{text}` is not a time such as 5s or 500ms"))?;
-    let seconds = match &text[digits.len()..] {
-        "ms" => value / 1e3,
-        "" | "s" => value,
-        "m" => value * 60.0,
-        unit => return Err(format!("unknown unit `{unit}`; use ms, s or m")),
-    };
-    std::time::Duration::try_from_secs_f64(seconds).map_err(|e| e.to_string())
-}
-
-fn widths(text: &str) -> Result<hawqc_quantize::LayerBits, String> {
-    hawqc_quantize::search::parse_widths(text).ok_or_else(|| format!("`{text}` is not a choice of widths such as w4a8"))
-}
-
-fn pair(text: &str) -> Result<(String, String), String> {
-    match text.split_once('=') {
-        Some((a, b)) if !a.is_empty() && !b.is_empty() => Ok((a.into(), b.into())),
-        _ => Err(format!("`{text}` is not A=B with the names of two layers")),
-    }
-}
-
-fn percentile(text: &str) -> Result<f64, String> {
-    text.parse()
-        .ok()
-        .filter(|p| *p > 0.0 && *p <= 100.0)
-        .ok_or_else(|| format!("`{text}` is not above 0 and at most 100"))
-}
-
-fn part(text: &str) -> Result<f64, String> {
-    text.parse().ok().filter(|p| *p >= 0.0 && *p <= 1.0).ok_or_else(|| format!("`{text}` is not between 0 and 1"))
-}
-
-fn shard(text: &str) -> Result<(usize, usize), String> {
-    let parts = text.split_once('/').and_then(|(i, n)| Some((i.parse().ok()?, n.parse().ok()?)));
-    match parts {
-        Some((i, n)) if i < n => Ok((i, n)),
-        _ => Err(format!("`{text}` is not I/N with I < N")),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -611,14 +572,5 @@ mod tests {
         assert!(matches!(parse("hawqc --json inspect m.onnx").unwrap().command, Command::Inspect(_)));
         assert!(parse("hawqc fly m.onnx").unwrap_err().to_string().contains("unrecognized subcommand 'fly'"));
         assert!(parse("hawqc").is_err());
-    }
-
-    #[test]
-    fn times_and_shards() {
-        assert_eq!(duration("500ms"), Ok(std::time::Duration::from_millis(500)));
-        assert_eq!(duration("2m"), Ok(std::time::Duration::from_secs(120)));
-        assert!(duration("5 parsecs").is_err() && duration("-1s").is_err());
-        assert_eq!(shard("0/4"), Ok((0, 4)));
-        assert!(shard("4/4").is_err() && shard("x").is_err());
     }
 }

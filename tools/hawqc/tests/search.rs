@@ -29,12 +29,12 @@ impl Fixture {
         let names: Vec<String> = plan.layers().iter().map(|(name, _)| name.clone()).collect();
         let layer = |(i, name): (usize, &String)| {
             let scale = 1.0 + (i * 7 % 5) as f64;
-            json!({"name": name, "parameters": 1, "macs": 1,
+            json!({"name": name, "parameters": 1, "macs": 1, "perturbation": {},
                 "cost": {"w8a8": 0.01 * scale, "w4a8": 0.3 * scale, "w4a4": scale}})
         };
         let layers: Vec<Value> = names.iter().enumerate().map(layer).collect();
         let sensitivity = json!({"schema": "hawqc.sensitivity", "version": 1, "model_hash": hash,
-            "metric": "hessian", "samples": 8, "layers": layers});
+            "metric": "hessian", "samples": 8, "probes": 8, "provenance": "made up", "layers": layers});
         let times = |i: usize| {
             let base = 1000.0 * (1 + i * 3 % 4) as f64;
             [("w8a8", 1.0), ("w4a8", 0.8), ("w4a4", 0.5)].map(|(c, f)| (c.to_string(), Timing::given(base * f)))
@@ -191,7 +191,7 @@ fn requests_that_make_no_sense_are_refused() {
     let other = fixture.read("sens.json").replacen("\"model_hash\":\"", "\"model_hash\":\"0", 1);
     std::fs::write(fixture.at("other.json"), other).unwrap();
     let (code, _, stderr) = fixture.run("search M --sensitivity []/other.json -o []/b.json");
-    assert!(code == 3 && stderr.contains("belongs to model"), "{stderr}");
+    assert!(code == 3 && stderr.contains("belong to model"), "{stderr}");
 }
 
 #[test]

@@ -124,7 +124,7 @@ impl Fitted<'_> {
             let costs = [8, 4].map(|bits| (format!("w{bits}a{bits}"), layer.cost(bits)));
             layers.insert(name.clone(), costs.into());
         }
-        Costs { metric: "hessian".into(), model_hash: None, layers }
+        Costs { metric: "hessian".into(), layers }
     }
 
     /// The latencies on the T4; the first and the last layer take no time.

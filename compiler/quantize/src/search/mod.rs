@@ -9,8 +9,8 @@
 //! tied to each other, and sums that pairs of choices add to. [`solve`] is exact and works in whole numbers: it
 //! depends on no tolerance of a solver, finds the second best as it finds the best, and takes pairs as they are
 //! instead of a variable for each. Modules, in order: `problem` (plain numbers), `instance` (whole numbers, tied
-//! layers merged), `relax` (prices for limits: a lower bound), `branch` (depth-first search below a ceiling),
-//! `solve` (raising the ceiling; infeasibility).
+//! layers merged), `relax` (prices for limits: a lower bound), `branch` (search below a ceiling), `solve` (ever
+//! wider searches; infeasibility).
 
 mod branch;
 pub mod hawq_tables;
@@ -28,4 +28,4 @@ pub use network::{Freedom, Network, Resource, Totals};
 pub use pareto::{FrontError, FrontPoint, front};
 pub use problem::{Choice, Infeasible, Layer, Limit, Problem, SeamCost, SearchError, Solution};
 pub use solve::{Report, SearchOptions, lagrangian_bound, solve};
-pub use tables::{Costs, parse_widths, widths};
+pub use tables::Costs;

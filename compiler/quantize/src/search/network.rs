@@ -10,9 +10,10 @@ use hawqc_ir::{Graph, Op, ValueId};
 use hawqc_schedules::latency::LatencyTable;
 
 use super::problem::{Choice, Layer, Limit, Problem, SeamCost};
-use super::tables::{Costs, parse_widths, widths};
+use super::tables::Costs;
 use crate::error::QuantizeError;
 use crate::plan::{LayerBits, PrecisionPlan, RESIDUAL_BITS, quantizable_layers};
+use crate::sensitivity::{choice_name, parse_choice};
 
 /// What can be limited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -141,8 +142,8 @@ impl Network {
         }
         let layer = |layer: &NetworkLayer| {
             let choice = |&bits: &LayerBits| Choice {
-                label: widths(bits),
-                cost: layer.costs.get(&widths(bits)).copied().unwrap_or_default(),
+                label: choice_name(bits),
+                cost: layer.costs.get(&choice_name(bits)).copied().unwrap_or_default(),
                 uses: limits
                     .iter()
                     .map(|(resource, _)| self.used(layer, *resource, bits).unwrap_or_default())
@@ -167,7 +168,8 @@ impl Network {
         let seam = |seam: &hawqc_schedules::latency::Seam| {
             let layer = |i: usize| self.layers.iter().position(|l| l.name == seam.layers[i]);
             let layers = [layer(0)?, layer(1)?];
-            let choice = |i: usize| self.layers[layers[i]].choices.iter().position(|&b| widths(b) == seam.choices[i]);
+            let choice =
+                |i: usize| self.layers[layers[i]].choices.iter().position(|&b| choice_name(b) == seam.choices[i]);
             Some(SeamCost { layers, choices: [choice(0)?, choice(1)?], limit, extra: seam.extra_ns })
         };
         table.seams.iter().filter_map(seam).collect()
@@ -178,7 +180,7 @@ impl Network {
         match resource {
             Resource::Latency => {
                 let timings = self.latency.as_ref()?.layers.iter().find(|l| l.name == layer.name)?;
-                timings.choices.get(&widths(bits)).map(|t| t.median_ns)
+                timings.choices.get(&choice_name(bits)).map(|t| t.median_ns)
             }
             Resource::Size => Some(layer.parameters as f64 * weights / 8.0),
             Resource::Bops => Some(layer.macs as f64 * weights * activations),
@@ -213,12 +215,12 @@ impl Network {
     pub fn totals(&self, bits: &[LayerBits]) -> Totals {
         let layers = || self.layers.iter().zip(bits);
         let sum = |resource| layers().map(|(l, &b)| self.used(l, resource, b)).sum::<Option<f64>>();
-        let named = layers().map(|(l, &b)| (l.name.clone(), widths(b))).collect();
+        let named = layers().map(|(l, &b)| (l.name.clone(), choice_name(b))).collect();
         Totals {
             latency_ns: self.latency.as_ref().and_then(|t| t.predict(&named).ok()),
             size_bytes: sum(Resource::Size).unwrap_or_default(),
             bops: sum(Resource::Bops).unwrap_or_default(),
-            cost: layers().map(|(l, &b)| l.costs.get(&widths(b)).copied()).sum(),
+            cost: layers().map(|(l, &b)| l.costs.get(&choice_name(b)).copied()).sum(),
         }
     }
 
@@ -249,8 +251,8 @@ fn network_layer(
         (Some(wanted), false) => wanted.contains(bits),
         (None, false) => true,
     };
-    let is_timed = |bits: &LayerBits| timings.is_none_or(|t| t.choices.contains_key(&widths(*bits)));
-    let mut choices: Vec<LayerBits> = own.keys().filter_map(|key| parse_widths(key)).collect();
+    let is_timed = |bits: &LayerBits| timings.is_none_or(|t| t.choices.contains_key(&choice_name(*bits)));
+    let mut choices: Vec<LayerBits> = own.keys().filter_map(|key| parse_choice(key).ok()).collect();
     choices.retain(|bits| is_wanted(bits) && is_timed(bits));
     choices.sort_by_key(|bits| std::cmp::Reverse((bits.weights, bits.activations)));
     if choices.is_empty() {

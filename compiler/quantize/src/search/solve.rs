@@ -1,19 +1,20 @@
 //! From a problem to its best assignments, with a proof.
 //!
-//! The relaxation gives a lower bound and some assignments within the limits. Then the ceiling is raised from the
-//! bound, doubling its distance, until the search below it holds as many assignments as are wanted: the effort
-//! depends on the true gap of the relaxation, not on a good first guess. Below a ceiling, an option whose own
-//! relaxation exceeds it is dropped before the search.
+//! The relaxation gives a lower bound and some assignments within the limits. Then the search runs with ever more
+//! partial assignments side by side: what a narrow one finds is the ceiling of the next, and the first that drops
+//! nothing has proven its answer. Below a ceiling, an option whose own relaxation exceeds it is left out before the
+//! search.
 
-use super::branch::{Found, marginals, search, without};
+use super::branch::{marginals, search, without};
 use super::instance::{Amount, Grouping, Instance, build, cost_scale};
 use super::problem::{Infeasible, Problem, SearchError, Solution};
 use super::relax::{Chain, Relaxed, UNIT, best_prices};
 
-/// The first ceiling stands at this share of the way from the bound to a known assignment.
-const FIRST_SHARE: i64 = 64;
-/// In whole units, far above the rounding of a bound.
-const LEAST_DISTANCE: i64 = 1 << 12;
+/// Partial assignments side by side in the first search, and how many times as many in each further one.
+const FIRST_WIDTH: usize = if cfg!(test) { 2 } else { 256 };
+const WIDER: usize = 8;
+/// What memory bears.
+const MOST_WIDTH: usize = 1 << 21;
 
 /// How to search.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,9 +124,9 @@ fn cheapest(instance: &Instance, options: SearchOptions) -> Option<Outcome> {
     let chain = Chain::new(instance, (0..instance.groups.len()).collect());
     let relaxed = best_prices(&chain);
     let witness = witness(instance, &relaxed);
-    // Without a witness the ceiling could rise for nothing: settle first whether there is an assignment.
+    // Without a witness settle first whether there is an assignment, which needs no assignment to begin with.
     let steps = if witness.is_some() { 0 } else { is_feasible(instance, options)? };
-    Run { instance, options, relaxed, steps }.raise_ceiling(&chain, witness)
+    Run { instance, options, relaxed, steps, best: witness.into_iter().collect() }.widen(&chain)
 }
 
 struct Run<'i> {
@@ -133,63 +134,65 @@ struct Run<'i> {
     options: SearchOptions,
     relaxed: Relaxed,
     steps: u64,
+    best: Vec<(i64, Vec<usize>)>,
 }
 
 impl Run<'_> {
-    fn raise_ceiling(&mut self, chain: &Chain, witness: Option<(i64, Vec<usize>)>) -> Option<Outcome> {
-        let largest = self.instance.largest_cost();
+    fn widen(mut self, chain: &Chain) -> Option<Outcome> {
         let relaxed = self.relaxed.bound / UNIT;
-        let floor = relaxed.floor() as i64;
-        let reach = witness.as_ref().map_or(largest, |w| w.0).saturating_sub(floor);
-        let mut distance = (reach / FIRST_SHARE).max(LEAST_DISTANCE);
-        // What the last complete search proved.
-        let mut bound = relaxed;
+        let (mut bound, mut width) = (relaxed, FIRST_WIDTH);
+        // Steps of a search one partial assignment wide.
+        let thread: usize = self.instance.groups.iter().map(Vec::len).sum();
         loop {
-            let ceiling = floor.saturating_add(distance).min(largest);
-            let found = self.below(chain, ceiling);
-            if !found.complete || found.best.len() == self.options.wanted || ceiling == largest {
-                let mut best = found.best;
-                if !found.complete {
-                    best.extend(witness);
-                    best.sort();
-                    best.dedup();
-                    best.truncate(self.options.wanted);
-                }
-                let least = best.first()?.0 as f64;
-                let bound = if found.complete { least } else { bound.min(least) };
-                return Some(Outcome { best, relaxed, bound, proven: found.complete, steps: self.steps });
+            let left = self.options.max_steps.saturating_sub(self.steps) / thread.max(1) as u64;
+            let most = usize::try_from(left).unwrap_or(usize::MAX).clamp(1, MOST_WIDTH);
+            let dropped = self.below(chain, self.ceiling(), width.min(most));
+            // What can only lie above the new ceiling is no loss.
+            let dropped = dropped.filter(|&d| d <= self.ceiling() as f64);
+            bound = dropped.map_or(bound, |d| d.max(bound));
+            if dropped.is_none() || width >= most {
+                let (least, proven) = (self.best.first()?.0 as f64, dropped.is_none());
+                let bound = if proven { least } else { bound.min(least) };
+                return Some(Outcome { best: self.best, relaxed, bound, proven, steps: self.steps });
             }
-            bound = found.best.first().map_or(ceiling, |best| best.0) as f64;
-            distance = distance.saturating_mul(2);
+            width *= WIDER;
         }
     }
 
-    /// The best assignments of cost at most `ceiling`.
-    fn below(&mut self, chain: &Chain, ceiling: i64) -> Found {
+    /// What a further assignment may cost.
+    fn ceiling(&self) -> i64 {
+        match self.best.get(self.options.wanted - 1) {
+            Some((cost, _)) => cost - 1,
+            None => self.instance.largest_cost(),
+        }
+    }
+
+    /// Takes the best assignments of cost at most `ceiling`; the bound on those dropped, if any were.
+    fn below(&mut self, chain: &Chain, ceiling: i64, width: usize) -> Option<f64> {
         let mut keep: Vec<Vec<usize>> = self.instance.groups.iter().map(|g| (0..g.len()).collect()).collect();
-        let prices = self.relaxed.prices.clone();
-        let excess = |marginal: f64, prices: &[f64], limits: &[i64]| {
-            let owed: f64 = limits.iter().zip(prices).map(|(&b, p)| b as f64 * p).sum();
-            marginal - (owed + ceiling as f64) * UNIT - 1e-12 * (1.0 + prices.iter().sum::<f64>())
-        };
-        let least = marginals(chain, &prices);
+        let prices = &self.relaxed.prices;
+        let owed: f64 = self.instance.limits.iter().zip(prices).map(|(&b, p)| b as f64 * p).sum();
+        let most = (owed + ceiling as f64) * UNIT + 1e-12 * (1.0 + prices.iter().sum::<f64>());
+        let least = marginals(chain, prices);
         for (keep, least) in keep.iter_mut().zip(&least) {
-            keep.retain(|&o| excess(least[o], &prices, &self.instance.limits) <= 0.0);
+            keep.retain(|&o| least[o] <= most);
         }
         if keep.iter().any(Vec::is_empty) {
-            return Found { best: Vec::new(), complete: true, steps: 0 };
+            return None;
         }
         let reduced = without(self.instance, &keep);
         let chain = Chain::new(&reduced, order(&reduced, &keep, &least));
         let again = best_prices(&chain);
-        let rows = price_rows(&again.prices);
-        let left = self.options.max_steps.saturating_sub(self.steps);
-        let mut found = search(&chain, &rows, ceiling, self.options.wanted, left);
+        let found = search(&chain, &price_rows(&again.prices), ceiling, self.options.wanted, width);
         self.steps += found.steps;
-        for (_, assignment) in &mut found.best {
+        for (cost, mut assignment) in found.best {
             assignment.iter_mut().zip(&keep).for_each(|(option, keep)| *option = keep[*option]);
+            self.best.push((cost, assignment));
         }
-        found
+        self.best.sort();
+        self.best.dedup();
+        self.best.truncate(self.options.wanted);
+        found.dropped
     }
 }
 

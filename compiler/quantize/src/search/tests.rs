@@ -137,7 +137,7 @@ fn an_unfinished_search_says_so() {
     let mut problem = equal_layers(30, 199.0);
     for (i, choice) in problem.layers.iter_mut().flat_map(|l| &mut l.choices).enumerate() {
         choice.cost *= 1.0 + (i * 37 % 101) as f64 / 70.0;
-        choice.uses[0] *= 1.0 + (i * 53 % 97) as f64 / 300.0;
+        choice.uses[0] *= 1.0 + (i * 59 % 97) as f64 / 300.0;
     }
     let whole = solve(&problem, SearchOptions::default()).unwrap();
     let cut = solve(&problem, SearchOptions { max_steps: 20, ..SearchOptions::default() }).unwrap();

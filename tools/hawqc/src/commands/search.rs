@@ -12,8 +12,9 @@ use hawqc_driver::{Source, float_form, write_file};
 use hawqc_ir::Graph;
 use hawqc_quantize::LayerBits;
 use hawqc_quantize::search::{
-    Freedom, Infeasible, Network, Report, Resource, SearchError, SearchOptions, Totals, solve, widths,
+    Freedom, Infeasible, Network, Report, Resource, SearchError, SearchOptions, Totals, solve,
 };
+use hawqc_quantize::sensitivity::choice_name;
 use serde::Serialize;
 
 use self::rescore::{Rescored, rescore};
@@ -251,7 +252,7 @@ fn text(summary: &Summary, bits: &[LayerBits]) -> String {
     let header = ["", "plan", "limit", "uniform w8a8", "share"];
     let mut text = table(&header, summary.resources.iter().map(row));
     let mut counts: Vec<(String, usize)> = Vec::new();
-    for name in bits.iter().map(|b| widths(*b)) {
+    for name in bits.iter().map(|b| choice_name(*b)) {
         match counts.iter_mut().find(|(known, _)| *known == name) {
             Some((_, count)) => *count += 1,
             None => counts.push((name, 1)),

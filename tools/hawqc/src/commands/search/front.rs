@@ -4,7 +4,8 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use hawqc_quantize::LayerBits;
-use hawqc_quantize::search::{FrontError, FrontPoint, Resource, Totals, front, widths};
+use hawqc_quantize::search::{FrontError, FrontPoint, Resource, Totals, front};
+use hawqc_quantize::sensitivity::choice_name;
 
 use super::plot::{Figure, svg};
 use super::{Job, unit};
@@ -101,7 +102,7 @@ fn random_plan(job: &Job, seed: u64, index: usize, count: usize) -> Vec<LayerBit
 
 fn csv(points: &[FrontPoint], others: &[Other]) -> String {
     let mut text = String::from("kind,limit,latency_ns,size_bytes,bops,cost,bound,proven,plan\n");
-    let plan = |bits: &[LayerBits]| bits.iter().map(|b| widths(*b)).collect::<Vec<_>>().join(" ");
+    let plan = |bits: &[LayerBits]| bits.iter().map(|b| choice_name(*b)).collect::<Vec<_>>().join(" ");
     let number = |value: Option<f64>| value.map_or(String::new(), |v| v.to_string());
     let mut line = |kind: &str, limit, totals: &Totals, rest: [String; 2], bits: &[LayerBits]| {
         let (latency, cost) = (number(totals.latency_ns), number(totals.cost));

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use hawqc_driver::{CompileOptions, Precision, Target, compile, lower};
 use hawqc_ir::Tensor;
-use hawqc_quantize::search::{Report, Resource, widths};
+use hawqc_quantize::search::{Report, Resource};
+use hawqc_quantize::sensitivity::choice_name;
 use hawqc_quantize::{Calibration, Executor, LayerBits, Options};
 use hawqc_runtime::{Session, TensorRef};
 use serde::Serialize;
@@ -142,7 +143,7 @@ impl Tally {
         let percent = |count: usize| 100.0 * count as f64 / self.samples.max(1) as f64;
         let totals = job.network.totals(bits);
         let narrow = bits.iter().filter(|b| **b != LayerBits::both(8)).count();
-        let kinds: std::collections::BTreeSet<String> = bits.iter().map(|b| widths(*b)).collect();
+        let kinds: std::collections::BTreeSet<String> = bits.iter().map(|b| choice_name(*b)).collect();
         Rescored {
             rank,
             cost,

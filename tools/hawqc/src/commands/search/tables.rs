@@ -8,6 +8,7 @@ use hawqc_quantize::LayerBits;
 use hawqc_quantize::plan::quantizable_layers;
 use hawqc_quantize::search::Costs;
 use hawqc_quantize::search::hawq_tables::HawqTables;
+use hawqc_quantize::sensitivity::Sensitivities;
 use hawqc_schedules::latency::LatencyTable;
 
 use super::super::read_text;
@@ -87,9 +88,9 @@ fn read_costs(
         *ties = fitted.ties();
         return Ok(fitted.costs(graph));
     }
-    let costs = Costs::from_json(text).map_err(at(path))?;
-    costs.check_model(&source.hash).map_err(at(path))?;
-    Ok(costs)
+    let found = Sensitivities::from_json(text).map_err(at(path))?;
+    found.check_model(&source.hash).map_err(at(path))?;
+    Ok(found.into())
 }
 
 fn read_latency(path: &Path, text: &str, source: &Source, graph: &Graph) -> Result<LatencyTable, Failure> {
