@@ -25,7 +25,7 @@ fn kernels(c: &mut Criterion) {
     for shape in SHAPES {
         for bits in [8, 4] {
             let graph = convolution(shape, bits).unwrap();
-            let options = CompileOptions { target: Target::host().unwrap(), keep_values: false };
+            let options = CompileOptions::new(Target::host().unwrap());
             let compiled = compile(lower_integer(&graph).unwrap(), &options).unwrap();
             let mut model = Checked::new(&compiled, &images(&graph, 3), 1).unwrap();
             group.throughput(Throughput::Elements(shape.macs()));

@@ -13,7 +13,7 @@ fn blocks(c: &mut Criterion) {
         let shape = ConvShape { size, channels, kernels: channels, window: 3, stride: 1 };
         for bits in [8, 4] {
             let graph = residual_block(shape, bits).unwrap();
-            let options = CompileOptions { target: Target::host().unwrap(), keep_values: false };
+            let options = CompileOptions::new(Target::host().unwrap());
             let compiled = compile(lower_integer(&graph).unwrap(), &options).unwrap();
             for threads in [1, 2] {
                 let mut model = Checked::new(&compiled, &images(&graph, 3), threads).unwrap();

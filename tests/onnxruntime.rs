@@ -97,7 +97,7 @@ fn check_network(folder: &Path, images: &Tensor) {
     let source = Source::load(&folder.join("model.onnx"), Some(1)).unwrap();
     let expected = arrays_of(&folder.join("expected.npz"), &["logits"]);
     let lowered = lower(&source, None).unwrap();
-    let options = CompileOptions { target: Target::host().unwrap(), keep_values: false };
+    let options = CompileOptions::new(Target::host().unwrap());
     let compiled = compile(lowered, &options).unwrap();
     let mut session = Session::new(Arc::new(compiled.load().unwrap()), None).unwrap();
     let (mut classes, mut worst) = (Vec::new(), 0f32);

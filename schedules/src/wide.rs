@@ -77,6 +77,8 @@ const MAX_BLOCKING: usize = 1 << 16;
 const REGION_BYTES: usize = 192 << 10;
 /// Multiply-accumulates below which splitting work further does not pay.
 const UNIT_MACS: usize = 400_000;
+/// What calling an inner kernel costs, in units of [`WideSchedule::cost`].
+const TILE_COST: usize = 160;
 /// Shortest window of 16-bit sums that is worth its widening.
 const SHORTEST_WINDOW: i64 = 4;
 
@@ -118,17 +120,17 @@ impl WideSchedule {
             Multiply::Sum32 => 3,
             Multiply::Dot => 1,
         };
-        let step = |mr: usize, nr: usize| {
+        let tile = |mr: usize, nr: usize| {
             let vector = (mr * nr * per_product).max(10) * 8 / 3;
             // A vector of weights comes from the second-level cache and counts twice; weights that no register is
             // left for are read again for every pixel.
             let held = mr > 1 && registers(self.multiply, mr, nr) + nr <= registers_all;
             let loads = (mr + 2 * nr + if held { 0 } else { mr * nr }) * 8 / 2;
-            vector.max(loads) + (vector + loads) / 8
+            (vector.max(loads) + (vector + loads) / 8) * steps + TILE_COST
         };
         let column = |mr: usize| {
             let (full, rest) = (vectors / self.nr, vectors % self.nr);
-            full * step(mr, self.nr) + if rest > 0 { step(mr, rest) } else { 0 }
+            full * tile(mr, self.nr) + if rest > 0 { tile(mr, rest) } else { 0 }
         };
         let unit = self.rows * geometry.row_pixels;
         let of_unit = |pixels: usize| {
@@ -139,7 +141,7 @@ impl WideSchedule {
                 }
         };
         let last = geometry.pixels % unit;
-        (geometry.pixels / unit * of_unit(unit) + of_unit(last)) * steps
+        geometry.pixels / unit * of_unit(unit) + of_unit(last)
     }
 
     /// The blocking that suits a tile.

@@ -26,7 +26,7 @@ pub fn check(
     let expected = inputs.iter().map(|x| interp::run(reference, x)).collect::<Result<Vec<_>, _>>();
     let expected = expected.map_err(|e| e.to_string())?;
     for target in targets {
-        let options = CompileOptions { target: target.clone(), keep_values: false };
+        let options = CompileOptions::new(target.clone());
         let compiled = compile(lower().map_err(text)?, &options).map_err(text)?;
         let model = Arc::new(compiled.load().map_err(text)?);
         for threads in [1, 2] {
@@ -66,7 +66,7 @@ fn first_difference(graph: &Graph, expected: &[Tensor], found: &[Tensor]) -> Res
 /// Which kernel differs first when every value is kept.
 fn first_kernel(lowered: Lowered, target: &Target, threads: usize, input: &[Tensor]) -> Result<String, String> {
     let text = |e: Error| e.to_string();
-    let options = CompileOptions { target: target.clone(), keep_values: true };
+    let options = CompileOptions { keep_values: true, ..CompileOptions::new(target.clone()) };
     let compiled = compile(lowered, &options).map_err(text)?;
     let model = Arc::new(compiled.load().map_err(text)?);
     let mut session = Session::new(model, Some(threads)).map_err(|e| e.to_string())?;

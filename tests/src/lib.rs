@@ -51,7 +51,7 @@ impl Network {
     pub fn compile(&self, plan: PrecisionPlan, target: Target, keep_values: bool) -> Result<Compiled, Error> {
         let precision = Precision { calibration: self.calibration.clone(), plan, options: Options::default() };
         let lowered = lower(&self.source, Some(&precision))?;
-        compile(lowered, &CompileOptions { target, keep_values })
+        compile(lowered, &CompileOptions { keep_values, ..CompileOptions::new(target) })
     }
 }
 

@@ -25,13 +25,18 @@ struct Layer {
     k: usize,
     kernel: usize,
     stride: usize,
+    groups: usize,
 }
 
 const fn layer(name: &'static str, size: usize, c: usize, k: usize, kernel: usize, stride: usize) -> Layer {
-    Layer { name, src: Elem::U8, wei: Elem::I8, size, c, k, kernel, stride }
+    Layer { name, src: Elem::U8, wei: Elem::I8, size, c, k, kernel, stride, groups: 1 }
 }
 
-const LAYERS: [Layer; 12] = [
+const fn depthwise(name: &'static str, size: usize, c: usize, stride: usize) -> Layer {
+    Layer { groups: c, ..layer(name, size, c, c, 3, stride) }
+}
+
+const LAYERS: [Layer; 15] = [
     layer("3x3 56x56 64->64", 56, 64, 64, 3, 1),
     layer("3x3 28x28 128->128", 28, 128, 128, 3, 1),
     layer("3x3 14x14 256->256", 14, 256, 256, 3, 1),
@@ -42,6 +47,9 @@ const LAYERS: [Layer; 12] = [
     layer("1x1 14x14 256->1024", 14, 256, 1024, 1, 1),
     layer("7x7/2 224x224 3->64", 224, 3, 64, 7, 2),
     layer("1x1 1x1 2048->1000", 1, 2048, 1000, 1, 1),
+    depthwise("depthwise 3x3/2 112x112 96", 112, 96, 2),
+    depthwise("depthwise 3x3 56x56 144", 56, 144, 1),
+    depthwise("depthwise 3x3 14x14 384", 14, 384, 1),
     Layer { wei: Elem::I4, src: Elem::U4, ..layer("3x3 56x56 64->64 u4 i4", 56, 64, 64, 3, 1) },
     Layer { wei: Elem::I4, src: Elem::U4, ..layer("3x3 14x14 256->256 u4 i4", 14, 256, 256, 3, 1) },
 ];
@@ -50,7 +58,7 @@ impl Layer {
     fn graph(&self) -> Result<(Graph, KernelSpec), Box<dyn Error>> {
         let pad = self.kernel / 2;
         let src = TensorType::new(self.src, [1, self.size, self.size, self.c]);
-        let wei = TensorType::new(self.wei, [self.k, self.kernel, self.kernel, self.c]);
+        let wei = TensorType::new(self.wei, [self.k, self.kernel, self.kernel, self.c / self.groups]);
         let range = wei.int_range()?;
         let per_channel = |elem, range| seeded(&TensorType::new(elem, [self.k]), 3, range);
         let constants = [
@@ -61,7 +69,7 @@ impl Layer {
         ];
         let mut types = vec![src.clone()];
         types.extend(constants.iter().map(Tensor::ty));
-        let conv = Conv { stride: [self.stride; 2], pad: [pad; 4], ..Conv::unit() };
+        let conv = Conv { stride: [self.stride; 2], pad: [pad; 4], groups: self.groups, ..Conv::unit() };
         let requant = Requant::to_range(Range::new(0, 255), Elem::U8);
         let body: Vec<(Op, Vec<Arg>)> = vec![
             (conv.into(), vec![Arg::Operand(0), Arg::Operand(1), Arg::Operand(2)]),
@@ -78,7 +86,7 @@ impl Layer {
 
     fn macs(&self) -> f64 {
         let out = self.size.div_ceil(self.stride);
-        (out * out * self.c * self.k * self.kernel * self.kernel) as f64
+        (out * out * self.c / self.groups * self.k * self.kernel * self.kernel) as f64
     }
 
     fn time(&self, target: &Target, schedule: Schedule) -> Result<f64, Box<dyn Error>> {

@@ -55,6 +55,8 @@ pub enum CodegenError {
     Target(#[from] TargetError),
     #[error(transparent)]
     Manifest(#[from] ManifestError),
+    #[error("constants take {bytes} bytes without any transformed weights, more than the limit of {limit}; use fewer bits")]
+    Resident { bytes: usize, limit: usize },
     #[error("internal error of the code generator: {0}")]
     Internal(String),
 }

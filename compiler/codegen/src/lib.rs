@@ -15,6 +15,7 @@ mod lower;
 mod memory_plan;
 pub mod object;
 mod program;
+mod resident;
 pub mod target;
 #[cfg(test)]
 mod tests;

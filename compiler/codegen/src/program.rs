@@ -15,6 +15,7 @@ use crate::error::{CodegenError, Unsupported};
 use crate::interface::Interface;
 use crate::kernels::{self, Lowered};
 use crate::memory_plan::{self, Block, MemoryPlan};
+use crate::resident;
 use crate::target::{Arch, Dot, Feature, Target};
 
 /// What to compile for, and how.
@@ -27,11 +28,13 @@ pub struct Options {
     pub schedules: BTreeMap<KernelSpec, Schedule>,
     /// Keep the text of every function in Cranelift IR and assembly.
     pub listing: bool,
+    /// Most bytes that constants may take; weights transformed ahead of time give way to plain ones.
+    pub max_resident: Option<usize>,
 }
 
 impl Options {
     pub fn new(target: Target) -> Options {
-        Options { target, keep_values: false, schedules: BTreeMap::new(), listing: false }
+        Options { target, keep_values: false, schedules: BTreeMap::new(), listing: false, max_resident: None }
     }
 }
 
@@ -132,8 +135,26 @@ pub struct Copies {
 
 impl<'g> Program<'g> {
     pub fn new(graph: &'g Graph, options: &Options) -> Result<Program<'g>, CodegenError> {
+        let program = Program::build(graph, options, BTreeSet::new())?;
+        let Some(limit) = options.max_resident.filter(|&limit| program.constant_bytes() > limit) else {
+            return Ok(program);
+        };
+        let plain = resident::to_leave_plain(&program, limit);
+        let program = Program::build(graph, options, plain)?;
+        match program.constant_bytes() {
+            bytes if bytes > limit => Err(CodegenError::Resident { bytes, limit }),
+            _ => Ok(program),
+        }
+    }
+
+    pub fn constant_bytes(&self) -> usize {
+        self.constants.iter().map(|c| c.bytes.len()).sum()
+    }
+
+    /// `plain` values have no transformed weights.
+    fn build(graph: &'g Graph, options: &Options, plain: BTreeSet<ValueId>) -> Result<Program<'g>, CodegenError> {
         let interface = Interface::new(graph)?;
-        let mut builder = Builder::default();
+        let mut builder = Builder { plain, ..Builder::default() };
         let order = kernel_values(graph)?;
         let drafts = order
             .iter()
@@ -323,6 +344,8 @@ struct Builder {
     by_key: BTreeMap<(KernelSpec, Schedule, String), usize>,
     constants: Vec<Constant>,
     by_hash: BTreeMap<u64, Vec<usize>>,
+    /// Values whose kernels must not transform weights ahead of time.
+    plain: BTreeSet<ValueId>,
 }
 
 impl Builder {
@@ -338,8 +361,13 @@ impl Builder {
         let machine = machine(&options.target);
         let args = graph.args(value);
         let constants: Vec<Option<&Tensor>> = args.iter().map(|&a| graph.tensor(a).map(|t| t.as_ref())).collect();
-        let lower = |schedule: Schedule| kernels::lower(spec, &constants, &options.target, schedule);
-        let (schedule, lowered, passed_over) = match options.schedules.get(spec) {
+        let plain = self.plain.contains(&value);
+        let lower = |schedule: Schedule| match schedule {
+            Schedule::Winograd(_) if plain => Err(Unsupported::new("transformed weights beyond the limit of memory")),
+            schedule => kernels::lower(spec, &constants, &options.target, schedule),
+        };
+        let asked = options.schedules.get(spec).filter(|s| !plain || !matches!(s, Schedule::Winograd(_)));
+        let (schedule, lowered, passed_over) = match asked {
             Some(&schedule) => {
                 let checked = schedule.legal(spec, machine);
                 checked.map_err(|source| CodegenError::Schedule { node: node(), source })?;

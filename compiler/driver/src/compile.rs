@@ -19,6 +19,14 @@ pub struct CompileOptions {
     pub target: Target,
     /// Give every intermediate value memory of its own, so that it can be looked at after a run.
     pub keep_values: bool,
+    /// Most bytes that constants may take; convolutions by transformed weights give way to direct ones.
+    pub max_resident: Option<usize>,
+}
+
+impl CompileOptions {
+    pub fn new(target: Target) -> CompileOptions {
+        CompileOptions { target, keep_values: false, max_resident: None }
+    }
 }
 
 /// A network as an object, with the stages it came through.
@@ -42,9 +50,9 @@ pub fn compile_tuned(
     schedules: BTreeMap<KernelSpec, Schedule>,
 ) -> Result<Compiled, Error> {
     let info = info(&lowered)?;
-    let keep_values = options.keep_values;
+    let CompileOptions { keep_values, max_resident, .. } = *options;
     let (artifact, options) = with_available(schedules, |schedules| {
-        let options = Options { keep_values, schedules, ..Options::new(options.target.clone()) };
+        let options = Options { keep_values, max_resident, schedules, ..Options::new(options.target.clone()) };
         Ok((hawqc_codegen::compile(lowered.kernels(), &info, &options)?, options))
     })?;
     Ok(Compiled { lowered, artifact, options })

@@ -294,6 +294,10 @@ pub struct Compile {
     /// Tuning log, from `hawqc tune`, to take schedules from.
     #[arg(long, value_name = "TUNE.jsonl")]
     pub tuning: Option<PathBuf>,
+    /// Most bytes that weights and tables may take, e.g. 30MiB: fast convolutions by transformed weights give way to
+    /// direct ones.
+    #[arg(long, value_name = "BYTES", value_parser = limit::bytes)]
+    pub max_resident: Option<usize>,
 }
 
 #[derive(Clone, Debug, Args)]

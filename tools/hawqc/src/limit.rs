@@ -39,6 +39,14 @@ pub fn size(text: &str) -> Result<Limit, String> {
     parse(text, "15MB, 800KiB or 0.6x", &units)
 }
 
+/// Reads a number of bytes.
+pub fn bytes(text: &str) -> Result<usize, String> {
+    match size(text) {
+        Ok(Limit::Absolute(bytes)) => Ok(bytes as usize),
+        _ => Err(format!("`{text}` is no number of bytes such as 15MB or 800KiB")),
+    }
+}
+
 /// Reads a limit on bit operations.
 pub fn bops(text: &str) -> Result<Limit, String> {
     parse(text, "90G or 0.5x", &[("", 1.0), ("M", 1e6), ("G", 1e9), ("T", 1e12)])

@@ -100,7 +100,7 @@ impl Digits {
         let names = hawqc_quantize::plan::quantizable_layers(&self.graph).into_iter().map(|(_, name)| name);
         let plan = PrecisionPlan::new(names.zip(bits.iter().copied()).collect(), 16, "").unwrap();
         let precision = Precision { calibration: self.calibration.clone(), plan, options: Options::default() };
-        let options = CompileOptions { target: Target::parse("host").unwrap(), keep_values: false };
+        let options = CompileOptions::new(Target::parse("host").unwrap());
         let model = compile(lower(&self.batch, Some(&precision)).unwrap(), &options).unwrap().load().unwrap();
         let mut session = Session::new(Arc::new(model), Some(1)).unwrap();
         let shape = [self.labels.len(), 1, 8, 8];

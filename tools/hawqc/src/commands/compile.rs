@@ -30,7 +30,7 @@ pub fn run(args: &Compile, global: &Global, console: &Console) -> Result<(), Fai
         Some(log) => tuned(log, args, global, &lowered, &target, console)?,
         None => BTreeMap::new(),
     };
-    let options = CompileOptions { target, keep_values: args.keep_values };
+    let options = CompileOptions { target, keep_values: args.keep_values, max_resident: args.max_resident };
     let compiled = compile_tuned(lowered, &options, schedules)?;
     let with = if args.link_with_cc { LinkWith::Cc { command: "cc".into() } } else { LinkWith::Own };
     let written = emit(&compiled, &args.emit, &base, &with)?;

@@ -130,7 +130,7 @@ impl Job<'_> {
     fn run(&self, name: &str, plan: PrecisionPlan, console: &Console) -> Result<Row, Failure> {
         let precision = Precision { calibration: self.calibration.clone(), plan, options: Options::default() };
         let lowered = lower(self.source, Some(&precision))?;
-        let options = CompileOptions { target: target(&self.args.target)?, keep_values: false };
+        let options = CompileOptions::new(target(&self.args.target)?);
         let compiled = compile(lowered, &options)?;
         let path = self.folder.join(format!("digits-{}.so", name.to_lowercase()));
         let object = compiled.emit("so", &format!("digits-{name}.so"), &LinkWith::Own)?;

@@ -40,7 +40,7 @@ pub fn run(args: &Explain, console: &Console) -> Result<(), Failure> {
             let workloads: Vec<String> = of_node.filter_map(kernel).collect();
             known = measured(&read_log(log, console)?, &target_text(&args.target), &workloads);
         }
-        let options = CompileOptions { target: target(&args.target)?, keep_values: false };
+        let options = CompileOptions::new(target(&args.target)?);
         (compile(lowered, &options)?.artifact.manifest, Some(report))
     };
     match &args.node {

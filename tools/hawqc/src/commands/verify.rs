@@ -83,7 +83,7 @@ fn compare(args: &Verify, network: &Path, model: &Path, global: &Global, console
 /// The same model compiled in memory with every value kept, for the target of the file.
 fn keeping_values(lowered: Lowered, loaded: &Model, threads: Option<usize>) -> Result<(Session, Lowered), Failure> {
     let target = hawqc_driver::target_of(loaded.manifest())?;
-    let compiled = compile(lowered, &CompileOptions { target, keep_values: true })?;
+    let compiled = compile(lowered, &CompileOptions { keep_values: true, ..CompileOptions::new(target) })?;
     let session = Session::new(Arc::new(compiled.load()?), threads)?;
     Ok((session, compiled.lowered))
 }

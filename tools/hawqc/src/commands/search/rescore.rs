@@ -76,7 +76,7 @@ pub fn rescore(
     let data = Dataset::open(data, &shape)?;
     let reference = float_scores(job, &data, &shape, console)?;
     let target = Target::parse("host").map_err(hawqc_driver::Error::from)?;
-    let options = CompileOptions { target, keep_values: false };
+    let options = CompileOptions::new(target);
     let mut rescored = Vec::new();
     for (index, bits) in plans.iter().enumerate() {
         let plan = job.network.plan(bits, String::new())?;

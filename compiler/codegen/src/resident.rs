@@ -1,0 +1,41 @@
+//! Which kernels give up weights that were transformed ahead of time, so that a program's constants fit a limit.
+
+use std::collections::BTreeSet;
+
+use hawqc_ir::{Elem, Op, ValueId};
+use hawqc_schedules::{ConvGeometry, Schedule};
+
+use crate::program::{Program, Step};
+
+/// The values whose kernels are to use plain weights: those that win the most memory for the fewest
+/// multiply-accumulates first, as many as `limit` asks for, or all.
+pub fn to_leave_plain(program: &Program, limit: usize) -> BTreeSet<ValueId> {
+    let won = |step: &Step| {
+        let kernel = &program.kernels[step.kernel];
+        let is_transformed = matches!(kernel.schedule, Schedule::Winograd(_));
+        let plain = plain_bytes(program, step.value).filter(|_| is_transformed)?;
+        let weights = step.tables.iter().map(|&table| &program.constants[table]).filter(|c| c.is_weights);
+        let bytes = weights.map(|c| c.bytes.len()).sum::<usize>().saturating_sub(plain);
+        Some((bytes, kernel.lowered.macs.max(1), step.value))
+    };
+    let mut all: Vec<(usize, u64, ValueId)> = program.steps.iter().filter_map(won).collect();
+    // Of two, the one that wins more bytes for each multiply-accumulate.
+    all.sort_by(|a, b| (b.0 as u128 * u128::from(a.1)).cmp(&(a.0 as u128 * u128::from(b.1))));
+    let mut bytes = program.constant_bytes();
+    let needed = all.into_iter().take_while(|&(won, ..)| {
+        let is_needed = bytes > limit;
+        bytes = bytes.saturating_sub(won);
+        is_needed
+    });
+    needed.map(|(.., value)| value).collect()
+}
+
+/// Bytes of a dense convolution's weights as they are packed.
+fn plain_bytes(program: &Program, value: ValueId) -> Option<usize> {
+    let Op::Kernel(spec) = program.graph.op(value) else {
+        return None;
+    };
+    let geometry = ConvGeometry::of(spec)?;
+    let weights = geometry.channels * geometry.groups * geometry.depth;
+    Some(if geometry.wei == Elem::I4 { weights.div_ceil(2) } else { weights * geometry.wei.bytes() })
+}
