@@ -24,8 +24,19 @@ pub struct WinogradSchedule {
     pub blocks: usize,
 }
 
-/// Tiles that are tried.
-const OUTPUTS: [[usize; 2]; 4] = [[4, 4], [4, 2], [3, 2], [2, 2]];
+/// Tiles that are tried for a kernel of `taps`.
+fn tiles(taps: [usize; 2]) -> &'static [[usize; 2]] {
+    match taps {
+        [3, 3] => &[[4, 4], [4, 2], [3, 2], [2, 2]],
+        [5, 5] => &[[2, 2]],
+        [1, 3] | [1, 5] => &[[1, 4], [1, 2]],
+        [3, 1] | [5, 1] => &[[4, 1], [2, 1]],
+        [1, 7] => &[[1, 2]],
+        [7, 1] => &[[2, 1]],
+        _ => &[],
+    }
+}
+
 const MAX_MR: usize = 8;
 const MAX_NR: usize = 4;
 /// Register tiles that are tried.
@@ -64,7 +75,8 @@ impl WinogradSchedule {
         let Some(wide) = geometry.wide_machine(machine) else {
             return Vec::new();
         };
-        let limit = geometry.pixels * 9 * product_cost(direct, wide);
+        let taps: usize = geometry.kernel.iter().product();
+        let limit = geometry.pixels * taps * product_cost(direct, wide);
         let mut all = WinogradSchedule::candidates(geometry, machine);
         all.retain(|s| (s.mr, s.nr) == (6, 2) && s.cost(geometry, wide) < limit);
         all.sort_by_key(|s| s.cost(geometry, wide));
@@ -93,11 +105,12 @@ impl WinogradSchedule {
     pub(crate) fn candidates(geometry: &ConvGeometry, machine: Machine) -> Vec<WinogradSchedule> {
         let mut all = Vec::new();
         let [height, width] = [geometry.image_rows, geometry.row_pixels];
-        for (multiply, outputs) in Multiply::ALL.into_iter().flat_map(|m| OUTPUTS.map(|o| (m, o))) {
+        let products = |&outputs: &[usize; 2]| Multiply::ALL.map(|multiply| (multiply, outputs));
+        for (multiply, outputs) in tiles(geometry.kernel).iter().flat_map(products) {
             let [down, across] = [height.div_ceil(outputs[0]), width.div_ceil(outputs[1])];
             for (mr, nr) in TILES {
-                for tiles in [UNIT_TILES, 2 * UNIT_TILES] {
-                    let rows = (tiles / across).clamp(1, down);
+                for unit in [UNIT_TILES, 2 * UNIT_TILES] {
+                    let rows = (unit / across).clamp(1, down);
                     let rows = down.div_ceil(down.div_ceil(rows));
                     let units = down.div_ceil(rows);
                     let blocks_all = geometry.channels.div_ceil(8 * nr);
@@ -118,12 +131,14 @@ impl WinogradSchedule {
         let Some(wide) = geometry.wide_machine(machine) else {
             return Err(geometry.not_wide(machine));
         };
-        if geometry.kernel != [3, 3] || geometry.stride != [1, 1] || geometry.dilation != [1, 1] {
-            return Err("the algorithm is for 3x3 taps, stride 1, without dilation".to_owned());
+        let [kh, kw] = geometry.kernel;
+        if geometry.stride != [1, 1] || geometry.dilation != [1, 1] {
+            return Err("the algorithm is for stride 1, without dilation".to_owned());
         }
-        let member = OUTPUTS.contains(&outputs).then(|| self.member(geometry.kernel)).flatten();
+        let member = tiles(geometry.kernel).contains(&outputs).then(|| self.member(geometry.kernel)).flatten();
         let Some(member) = member else {
-            return Err("tiles are of 2x2, 3x2, 4x2 or 4x4 outputs".to_owned());
+            let known: Vec<String> = tiles(geometry.kernel).iter().map(|[h, w]| format!("{h}x{w}")).collect();
+            return Err(format!("tiles for {kh}x{kw} taps are: {}", known.join(", ")));
         };
         let vector_channels = 4 * wide.lanes / multiply.operand_bytes();
         if geometry.wide || !geometry.group_in.is_multiple_of(vector_channels) {
@@ -169,11 +184,12 @@ impl FromStr for WinogradSchedule {
         let ["winograd", multiply, outputs, mr, nr, rows, blocks] = words.as_slice() else {
             return Err(());
         };
-        let outputs = OUTPUTS.into_iter().find(|[h, w]| *outputs == format!("m={h}x{w}")).ok_or(())?;
         let number = crate::number;
+        let (height, width) = outputs.strip_prefix("m=").and_then(|m| m.split_once('x')).ok_or(())?;
+        let side = |text: &str| number(&format!("m={text}"), "m");
         Ok(WinogradSchedule {
             multiply: Multiply::read(multiply)?,
-            outputs,
+            outputs: [side(height)?, side(width)?],
             mr: number(mr, "mr")?,
             nr: number(nr, "nr")?,
             rows: number(rows, "rows")?,

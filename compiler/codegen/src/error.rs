@@ -55,7 +55,9 @@ pub enum CodegenError {
     Target(#[from] TargetError),
     #[error(transparent)]
     Manifest(#[from] ManifestError),
-    #[error("constants take {bytes} bytes without any transformed weights, more than the limit of {limit}; use fewer bits")]
+    #[error(
+        "constants take {bytes} bytes without any transformed weights, more than the limit of {limit}; use fewer bits"
+    )]
     Resident { bytes: usize, limit: usize },
     #[error("internal error of the code generator: {0}")]
     Internal(String),

@@ -39,3 +39,36 @@ fn plain_bytes(program: &Program, value: ValueId) -> Option<usize> {
     let weights = geometry.channels * geometry.groups * geometry.depth;
     Some(if geometry.wei == Elem::I4 { weights.div_ceil(2) } else { weights * geometry.wei.bytes() })
 }
+
+#[cfg(test)]
+mod tests {
+    use hawqc_ir::Rounding;
+
+    use super::*;
+    use crate::error::CodegenError;
+    use crate::program::Options;
+    use crate::target::Target;
+    use crate::tests::conv::Build;
+
+    #[test]
+    fn transformed_weights_give_way() {
+        let mut build = Build::new(Elem::U8, Elem::I8, [28, 28], 64, 64, [3, 3]);
+        build.op.pad = [1, 1, 1, 1];
+        let (graph, _) = build.requantised(Elem::U8, Rounding::HalfUp).graph();
+        let within = |max_resident: Option<usize>| {
+            let options = Options { max_resident, ..Options::new(Target::parse("x86-64-v3").unwrap()) };
+            let program = Program::new(&graph, &options)?;
+            let step = &program.steps[0];
+            let kernel = &program.kernels[step.kernel];
+            let is_transformed = matches!(kernel.schedule, Schedule::Winograd(_));
+            Ok::<_, CodegenError>((is_transformed, program.constant_bytes(), step.notes.join("\n")))
+        };
+        let (is_transformed, free, _) = within(None).unwrap();
+        assert!(is_transformed && free > 36 * 64 * 64 * 2);
+        assert_eq!(within(Some(free)).unwrap().1, free);
+        let (is_transformed, least, notes) = within(Some(free - 1)).unwrap();
+        assert!(!is_transformed && least < free && notes.contains("beyond the limit of memory"), "{notes}");
+        let error = within(Some(least - 1)).unwrap_err();
+        assert!(matches!(error, CodegenError::Resident { bytes, limit } if bytes == least && limit == least - 1));
+    }
+}

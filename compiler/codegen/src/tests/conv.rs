@@ -246,6 +246,34 @@ fn winograd_agrees() {
     }
 }
 
+/// Kernels that are no 3x3 squares.
+#[test]
+fn winograd_of_other_kernels_agrees() {
+    for target in runnable_targets() {
+        let mut tried = BTreeSet::new();
+        for kernel in [[1, 3], [3, 1], [1, 5], [5, 1], [5, 5], [1, 7], [7, 1]] {
+            for (turn, (src, wei)) in
+                [(Elem::U8, Elem::I8), (Elem::I8, Elem::I8), (Elem::U4, Elem::I4)].into_iter().enumerate()
+            {
+                let mut build = Build::new(src, wei, [9, 5 + 4 * turn], 64, [16, 48, 32][turn], kernel);
+                let [h, w] = kernel.map(|k| k / 2);
+                build.op.pad = [h, w, h, w];
+                build.op.pad_value = src.range().unwrap().hi as i32;
+                build.extreme = [Some(1), None, Some(2)][turn];
+                let case = build.requantised([Elem::I16, Elem::U8, Elem::U4][turn], Rounding::HalfUp);
+                let narrow = case.with_weights(|w| w.clamp(-1, 1));
+                for (_, outputs) in
+                    check_winograd(&case, &target, turn).union(&check_winograd(&narrow, &target, turn + 1))
+                {
+                    tried.insert((kernel, *outputs));
+                }
+            }
+        }
+        let wide = machine(&target).wide.iter().any(Option::is_some);
+        assert_eq!(tried.len(), if wide { 11 } else { 0 }, "{target}: {tried:?}");
+    }
+}
+
 /// Checks a schedule of every product and tile that the case's weights allow; which these were.
 fn check_winograd(case: &Case, target: &Target, turn: usize) -> BTreeSet<(Multiply, [usize; 2])> {
     let mut all: BTreeMap<_, Vec<Schedule>> = BTreeMap::new();

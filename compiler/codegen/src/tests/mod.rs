@@ -2,9 +2,9 @@
 
 mod assembly;
 mod border;
-mod conv;
+pub(crate) mod conv;
 mod depthwise;
-mod harness;
+pub(crate) mod harness;
 mod model;
 mod movement;
 mod pointwise;
