@@ -163,6 +163,36 @@ fn from_a_network_to_numbers() {
     }
 }
 
+/// A profile as a trace, what was proved of a node, and memory limits.
+#[test]
+fn explanations_traces_and_limits() {
+    let (folder, out) = scratch();
+    let text = |line: &str| ok(&line.replace("[]", &out));
+    text("bench {}/m.so --warmup 0 --iters 2 --profile --trace []/t.json");
+    let trace: Value = serde_json::from_str(&std::fs::read_to_string(folder.path().join("t.json")).unwrap()).unwrap();
+    let events = trace["traceEvents"].as_array().unwrap();
+    assert!(events.len() > 5 && events.iter().all(|e| e["ph"] == "X" && e["dur"].is_number()), "{trace}");
+    let options = ZooOptions { image_size: Some(64), classes: 10, width: 0.5, seed: 1 };
+    std::fs::write(folder.path().join("r.onnx"), zoo::write("resnet18", &options).unwrap()).unwrap();
+    npy::write_npy(&folder.path().join("x.npy"), images(2, 64).view()).unwrap();
+    text("calibrate []/r.onnx --data []/x.npy -o []/r.json");
+    // The target need not be this machine.
+    let target = "--calib []/r.json --target x86-64-v3";
+    let found = text(&format!("explain []/r.onnx layer2.1.conv1 {target} --bits 4")).stdout;
+    assert!(found.contains("/i8 legal: transformed weights in"), "{found}");
+    let bytes = |limit: &str| {
+        text(&format!("compile []/r.onnx {target} {limit} --json -o []/r.so")).json()["constant_bytes"]
+            .as_u64()
+            .unwrap()
+    };
+    let free = bytes("");
+    let limit = free * 2 / 3;
+    assert!(bytes(&format!("--max-resident {limit}B")) <= limit);
+    let line = format!("compile {out}/r.onnx {target} --max-resident 100KB -o {out}/r.so").replace("[]", &out);
+    fails(&line, 3, "without any transformed weights");
+    fails("bench {}/m.so --trace t.json", 2, "--profile");
+}
+
 /// The exported quantised network computes exactly what compiling the float network directly gives.
 #[test]
 fn quantised_export_gives_the_same_outputs() {
