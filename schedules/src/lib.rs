@@ -6,6 +6,7 @@
 //! measuring them; [`latency`] holds what was measured.
 
 mod conv;
+mod cost;
 pub mod latency;
 pub mod tuning;
 mod wide;
