@@ -7,6 +7,7 @@
 
 mod assembled;
 mod conv;
+mod cost;
 mod depthwise;
 pub mod latency;
 pub mod tuning;

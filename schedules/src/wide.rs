@@ -77,8 +77,8 @@ const MAX_BLOCKING: usize = 1 << 16;
 const REGION_BYTES: usize = 192 << 10;
 /// Multiply-accumulates below which splitting work further does not pay.
 const UNIT_MACS: usize = 400_000;
-/// What calling an inner kernel costs, in units of [`WideSchedule::cost`].
-const TILE_COST: usize = 160;
+/// Tiles whose estimate is at most this many times the best are candidates.
+const WORTH_TRYING: f64 = 4.0 / 3.0;
 /// Shortest window of 16-bit sums that is worth its widening.
 const SHORTEST_WINDOW: i64 = 4;
 
@@ -104,44 +104,10 @@ impl WideSchedule {
     pub(crate) fn default_for(geometry: &ConvGeometry, machine: Machine) -> Option<WideSchedule> {
         let all = tiles(geometry, machine);
         let wide = geometry.wide_machine(machine)?;
-        let lanes = wide.lanes;
-        let cost = |s: &WideSchedule| (s.cost(geometry, wide), s.mr);
-        let (multiply, mr, nr) = all.iter().min_by_key(|s| cost(s)).map(|s| (s.multiply, s.mr, s.nr))?;
-        Some(WideSchedule::with_tile(geometry, lanes, multiply, mr, nr))
-    }
-
-    /// Estimated time of all tiles in units of an eighth of a cycle's vector instructions.
-    fn cost(&self, geometry: &ConvGeometry, WideMachine { lanes, registers: registers_all, .. }: WideMachine) -> usize {
-        let vectors = geometry.channels.div_ceil(lanes);
-        let steps = (geometry.depth / self.multiply.step()).max(1);
-        // Vector instructions of a product, and loads of a step; a short tile cannot hide their latency.
-        let per_product = match self.multiply {
-            Multiply::I16 | Multiply::Sum16 => 2,
-            Multiply::Sum32 => 3,
-            Multiply::Dot => 1,
+        let cheaper = |a: &&WideSchedule, b: &&WideSchedule| {
+            a.estimated_ns(geometry, wide).total_cmp(&b.estimated_ns(geometry, wide)).then(a.mr.cmp(&b.mr))
         };
-        let tile = |mr: usize, nr: usize| {
-            let vector = (mr * nr * per_product).max(10) * 8 / 3;
-            // A vector of weights comes from the second-level cache and counts twice; weights that no register is
-            // left for are read again for every pixel.
-            let held = mr > 1 && registers(self.multiply, mr, nr) + nr <= registers_all;
-            let loads = (mr + 2 * nr + if held { 0 } else { mr * nr }) * 8 / 2;
-            (vector.max(loads) + (vector + loads) / 8) * steps + TILE_COST
-        };
-        let column = |mr: usize| {
-            let (full, rest) = (vectors / self.nr, vectors % self.nr);
-            full * tile(mr, self.nr) + if rest > 0 { tile(mr, rest) } else { 0 }
-        };
-        let unit = self.rows * geometry.row_pixels;
-        let of_unit = |pixels: usize| {
-            pixels / self.mr * column(self.mr)
-                + match pixels % self.mr {
-                    0 => 0,
-                    rest => column(rest),
-                }
-        };
-        let last = geometry.pixels % unit;
-        geometry.pixels / unit * of_unit(unit) + of_unit(last)
+        all.iter().min_by(cheaper).copied()
     }
 
     /// The blocking that suits a tile.
@@ -172,8 +138,9 @@ impl WideSchedule {
         let Some(wide) = geometry.wide_machine(machine) else {
             return all;
         };
-        let best = all.iter().map(|s| s.cost(geometry, wide)).min().unwrap_or(0);
-        all.retain(|s| s.cost(geometry, wide) <= best * 3 / 2);
+        let estimate = |s: &WideSchedule| s.estimated_ns(geometry, wide);
+        let best = all.iter().map(estimate).fold(f64::INFINITY, f64::min);
+        all.retain(|s| estimate(s) <= best * WORTH_TRYING);
         for schedule in all.clone() {
             all.push(WideSchedule { rows: schedule.rows.div_ceil(2), ..schedule });
             all.push(WideSchedule { blocks: schedule.blocks.div_ceil(2), ..schedule });
@@ -260,7 +227,7 @@ impl ConvGeometry {
 }
 
 /// Every legal tile with its blocking.
-fn tiles(geometry: &ConvGeometry, machine: Machine) -> Vec<WideSchedule> {
+pub(crate) fn tiles(geometry: &ConvGeometry, machine: Machine) -> Vec<WideSchedule> {
     let mut all = Vec::new();
     let Some(wide) = geometry.wide_machine(machine) else {
         return all;
