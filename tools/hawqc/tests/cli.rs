@@ -174,8 +174,8 @@ fn explanations_traces_and_limits() {
     assert!(events.len() > 5 && events.iter().all(|e| e["ph"] == "X" && e["dur"].is_number()), "{trace}");
     let options = ZooOptions { image_size: Some(64), classes: 10, width: 0.5, seed: 1 };
     std::fs::write(folder.path().join("r.onnx"), zoo::write("resnet18", &options).unwrap()).unwrap();
-    npy::write_npy(&folder.path().join("x.npy"), images(2, 64).view()).unwrap();
-    text("calibrate []/r.onnx --data []/x.npy -o []/r.json");
+    npy::write_npz(&folder.path().join("x.npz"), &[("images", images(2, 64).view())]).unwrap();
+    text("calibrate []/r.onnx --data []/x.npz -o []/r.json");
     // The target need not be this machine.
     let target = "--calib []/r.json --target x86-64-v3";
     let found = text(&format!("explain []/r.onnx layer2.1.conv1 {target} --bits 4")).stdout;

@@ -2,7 +2,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use hawqc_ir::text::seeded;
 use hawqc_ir::*;
-use hawqc_schedules::{Multiply, Schedule, WideMachine};
+use hawqc_schedules::{Multiply, Schedule, WideMachine, WideSchedule};
 
 use super::harness::{Case, Operand, runnable_targets};
 use crate::program::machine;
@@ -188,6 +188,32 @@ fn every_schedule_agrees() {
             let schedules = Schedule::candidates(&case.spec(), machine(&target));
             case.check(&target, &schedules, &[1, 2]);
         }
+    }
+}
+
+/// Every tile of the assembled kernels, few of which are candidates: so few pixels that weights become operands while a tile
+/// is computed, and more. A tile of 8 pixels may be refused for want of general registers.
+#[test]
+fn every_wide_tile_agrees() {
+    for target in runnable_targets() {
+        let mut tried = 0;
+        for (src, wei) in [(Elem::U8, Elem::I4), (Elem::U4, Elem::I4), (Elem::U8, Elem::I8), (Elem::I8, Elem::I8)] {
+            for size in [[2, 2], [3, 7]] {
+                let mut build = Build::new(src, wei, size, 12, 96, [3, 3]);
+                build.op.pad = [1, 1, 1, 1];
+                let case = build.requantised(Elem::U8, Rounding::HalfUp);
+                let tiles = Multiply::ALL.into_iter().flat_map(|multiply| {
+                    (1..8)
+                        .flat_map(move |mr| (1..5).map(move |nr| WideSchedule { multiply, mr, nr, rows: 2, blocks: 2 }))
+                });
+                let legal = |s: &Schedule| s.legal(&case.spec(), machine(&target)).is_ok();
+                let schedules: Vec<Schedule> = tiles.map(Schedule::Wide).filter(legal).collect();
+                tried += schedules.len();
+                case.check(&target, &schedules, &[2]);
+            }
+        }
+        let wide = machine(&target).wide.iter().any(Option::is_some);
+        assert!(wide == (tried > 0), "{target}: {tried} tiles");
     }
 }
 

@@ -232,12 +232,15 @@ impl Micro<'_> {
             asm.broadcast_i32(tile.input, Mem::indexed(tile.pixels[p], tile.offset, 4 * step));
             let acc = &tile.acc[p * tile.nr..][..tile.nr];
             // Products first, then sums: an order that leaves no unit waiting.
-            let window = tile.products.len() + 1;
-            for first in (0..tile.nr).step_by(window) {
-                let group = first..(first + window).min(tile.nr);
+            let in_flight = tile.products.len();
+            let mut next = 0;
+            while next < tile.nr {
+                let first = next;
+                // The input is needed until the last product, which takes its place.
+                next = if in_flight == 0 || tile.nr - first <= in_flight + 1 { tile.nr } else { first + in_flight };
+                let group = first..next;
                 let product = |v: usize| match tile.products.get(v - first) {
                     Some(&p) if v + 1 < tile.nr => p,
-                    // The last one takes the input's place.
                     _ => tile.input,
                 };
                 for v in group.clone() {
