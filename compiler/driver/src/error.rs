@@ -17,6 +17,8 @@ pub enum Class {
     Unsupported,
     /// This machine's CPU lacks a feature.
     Cpu,
+    /// A limit that was asked for cannot be met.
+    Infeasible,
 }
 
 #[derive(Debug, Error)]
@@ -74,6 +76,7 @@ impl Error {
     pub fn class(&self) -> Class {
         use hawqc_runtime::error::ErrorClass;
         match self {
+            Error::Codegen(hawqc_codegen::CodegenError::Resident { .. }) => Class::Infeasible,
             Error::Import(hawqc_onnx::ImportError::Unsupported(_)) | Error::Integerize(_) | Error::Codegen(_) => {
                 Class::Unsupported
             }

@@ -68,6 +68,7 @@ impl From<Error> for Failure {
             Class::Invalid => Kind::Invalid,
             Class::Unsupported => Kind::Unsupported,
             Class::Cpu => Kind::Cpu,
+            Class::Infeasible => Kind::Infeasible,
         };
         let failure = Failure::new(kind, error.to_string());
         match error {
