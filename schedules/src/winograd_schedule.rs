@@ -48,7 +48,8 @@ const UNIT_TILES: usize = 28;
 const TRANSFORM_COST: usize = 200;
 const WEIGHT_BYTE_COST: usize = 60;
 
-/// Time of a multiply-accumulate of a register tile.
+/// Time of a multiply-accumulate of a register tile. Those with a dot product are counts of instructions: no such machine
+/// was measured.
 fn product_cost(multiply: Multiply, wide: WideMachine) -> usize {
     match multiply {
         Multiply::I16 if wide.dot => 8,
