@@ -229,10 +229,13 @@ impl<'g> KernelHashes<'g> {
         Ok(KernelHashes { program: Program::new(graph, &Options::new(target.clone()))?, target: target.clone() })
     }
 
-    /// The specification and the default schedule of every step.
-    pub fn steps(&self) -> impl Iterator<Item = (&'g KernelSpec, Schedule)> {
-        self.program.steps.iter().filter_map(|step| match self.program.graph.op(step.value) {
-            Op::Kernel(spec) => Some((spec.as_ref(), self.program.kernels[step.kernel].schedule)),
+    /// The name, the specification and the default schedule of every step.
+    pub fn steps(&self) -> impl Iterator<Item = (&'g str, &'g KernelSpec, Schedule)> {
+        let graph = self.program.graph;
+        self.program.steps.iter().filter_map(move |step| match graph.op(step.value) {
+            Op::Kernel(spec) => {
+                Some((graph.name(step.value), spec.as_ref(), self.program.kernels[step.kernel].schedule))
+            }
             _ => None,
         })
     }

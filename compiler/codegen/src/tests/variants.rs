@@ -60,7 +60,7 @@ fn digests_are_those_of_the_code_that_runs() {
     let hashes = KernelHashes::new(&graph, &target).unwrap();
     let mut variants = Variants::new(&graph, &target).unwrap();
     let mut seen = std::collections::BTreeMap::new();
-    for (step, (spec, default)) in hashes.steps().enumerate() {
+    for (step, (_, spec, default)) in hashes.steps().enumerate() {
         assert_eq!(variants.default_schedule(step), default);
         for schedule in Schedule::candidates(spec, machine(&target)) {
             let Ok(position) = variants.add(step, schedule) else {

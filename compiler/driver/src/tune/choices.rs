@@ -1,6 +1,6 @@
 //! From a tuning log to the schedules of a network's kernels.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use hawqc_codegen::{CodegenError, Target, machine, variants::KernelHashes};
 use hawqc_ir::{Graph, KernelSpec, text};
@@ -17,6 +17,8 @@ const FAR: f64 = 2.08;
 #[derive(Clone, Debug, Default)]
 pub struct Choices {
     by_workload: BTreeMap<String, Choice>,
+    /// Networks (by digest) and nodes where kernels of a workload were measured.
+    places: BTreeMap<String, BTreeSet<(String, String)>>,
 }
 
 #[derive(Clone, Debug)]
@@ -43,10 +45,17 @@ impl Choices {
         for own in [false, true] {
             let rows = log.rows.iter().filter(|row| row.context.target == target);
             for row in rows.filter(|row| !own || Some(row.context.threads) == threads) {
-                if let Record::Choice { workload, schedule, kernel, .. } = &row.record
-                    && let Ok(schedule) = schedule.parse()
-                {
-                    choices.insert(workload.clone(), Choice { schedule, kernel: kernel.clone() });
+                match &row.record {
+                    Record::Choice { workload, schedule, kernel, .. } => {
+                        if let Ok(schedule) = schedule.parse() {
+                            choices.insert(workload.clone(), Choice { schedule, kernel: kernel.clone() });
+                        }
+                    }
+                    Record::Kernel { workload, node, .. } => {
+                        let place = (row.context.model.clone(), node.clone());
+                        choices.places.entry(workload.clone()).or_default().insert(place);
+                    }
+                    _ => {}
                 }
             }
         }
@@ -105,19 +114,21 @@ impl Choices {
         (schedules, used)
     }
 
-    /// Forgets choices for workloads of this graph whose kernel is no longer the one that was measured, and
-    /// returns their texts.
-    pub fn drop_stale(&mut self, graph: &Graph, target: &Target) -> Result<Vec<String>, CodegenError> {
+    /// Forgets choices for workloads of this graph, the network `model`, whose kernel is no longer the one that was
+    /// measured, and returns their texts.
+    ///
+    /// What a layer's constants ask of the code differs from layer to layer; so code that differs tells something only
+    /// where it was measured, and code that does not differ anywhere.
+    pub fn drop_stale(&mut self, graph: &Graph, model: &str, target: &Target) -> Result<Vec<String>, CodegenError> {
         let hashes = KernelHashes::new(graph, target)?;
         let mut current: BTreeMap<String, bool> = BTreeMap::new();
-        for (position, (spec, _)) in hashes.steps().enumerate() {
+        for (position, (node, spec, _)) in hashes.steps().enumerate() {
             let text = workload::text(spec);
-            if let Some(choice) = self.by_workload.get(&text) {
-                // Layers of one workload may differ in what their constants ask of the code; one that is as
-                // measured suffices.
-                let same = current.get(&text).copied().unwrap_or(false)
-                    || hashes.hash(position, choice.schedule).is_ok_and(|hash| hash == choice.kernel);
-                current.insert(text, same);
+            let Some(choice) = self.by_workload.get(&text) else { continue };
+            let place = (model.to_owned(), node.to_owned());
+            let same = hashes.hash(position, choice.schedule).is_ok_and(|hash| hash == choice.kernel);
+            if same || self.places.get(&text).is_none_or(|places| places.contains(&place)) {
+                *current.entry(text).or_default() |= same;
             }
         }
         let stale: Vec<String> = current.into_iter().filter(|(_, same)| !same).map(|(text, _)| text).collect();

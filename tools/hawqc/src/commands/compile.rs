@@ -74,7 +74,9 @@ fn tuned(
     if target.runs_here() && machine.is_some_and(|m| m != hawqc_driver::tune::fingerprint()) {
         console.warn(format!("{} was measured on another machine: {}", path.display(), machine.unwrap_or_default()));
     }
-    for workload in choices.drop_stale(lowered.kernels(), target).map_err(hawqc_driver::Error::from)? {
+    for workload in
+        choices.drop_stale(lowered.kernels(), &lowered.model_hash, target).map_err(hawqc_driver::Error::from)?
+    {
         console.warn(format!("stale: the kernel measured for {workload} is no longer the one emitted; tune again"));
     }
     let (schedules, used) = choices.schedules(lowered.kernels(), target);
