@@ -97,9 +97,13 @@ impl Search<'_> {
     fn extend(&mut self, place: usize) {
         let (link, options) = (&self.chain.links[place], self.chain.options(place));
         let (mut next, mut total) = (Vec::new(), Amount::zero(self.least.len()));
+        let (mut rows, mut earlier) = (std::mem::take(&mut self.rows), Vec::new());
         for (parent, partial) in self.places[place].iter().enumerate() {
-            let back = link.pairs.iter().map(|back| self.taken(place, parent, back.place));
-            let earlier: Vec<usize> = back.collect();
+            earlier.clear();
+            earlier.extend(link.pairs.iter().map(|back| match &back.option {
+                Some(by_state) => by_state[partial.state as usize].into(),
+                None => self.taken(place, parent, back.place),
+            }));
             for (option, amount) in options.iter().enumerate() {
                 self.steps += 1;
                 total.clone_from(&partial.total);
@@ -108,35 +112,38 @@ impl Search<'_> {
                     total.add(back.amount(self.chain.instance, earlier, option));
                 }
                 let state = link.next[partial.state as usize * options.len() + option];
-                if let Some(bound) = self.bound(place + 1, state as usize, &total) {
+                if let Some(bound) = self.bound(&mut rows, place + 1, state as usize, &total) {
                     let (option, parent) = (option as u16, parent as u32);
                     next.push(Partial { state, option, parent, total: total.clone(), bound });
                 }
             }
         }
+        self.rows = rows;
         if self.chain.links.get(place + 1).is_none_or(|link| link.is_whole) {
             next = undominated(next, self.wanted);
         }
         if next.len() > self.width {
-            next.sort_by(|a, b| a.bound.total_cmp(&b.bound));
-            let bound = next[self.width].bound / UNIT;
+            let (_, least, _) = next.select_nth_unstable_by(self.width, |a, b| a.bound.total_cmp(&b.bound));
+            let bound = least.bound / UNIT;
             self.dropped = Some(self.dropped.map_or(bound, |d| d.min(bound)));
             next.truncate(self.width);
         }
         self.places.push(next);
     }
 
-    /// The bound of a partial assignment; `None` if no whole one matters.
-    fn bound(&self, place: usize, state: usize, total: &Amount) -> Option<f64> {
+    /// The bound of a partial assignment; `None` if no whole one matters. The row that told so is asked first the next
+    /// time: it often tells of the next one too.
+    fn bound(&self, rows: &mut [Row], place: usize, state: usize, total: &Amount) -> Option<f64> {
         let limits = total.uses.iter().zip(&self.chain.instance.limits).zip(&self.least);
         if limits.into_iter().any(|((&used, &limit), least)| used as f64 + least[place][state] > limit as f64) {
             return None;
         }
         let most = self.ceiling as f64 * UNIT;
         let mut bound = f64::NEG_INFINITY;
-        for row in &self.rows {
-            bound = row.bound(place, state, total.cost, &total.uses).max(bound);
+        for index in 0..rows.len() {
+            bound = rows[index].bound(place, state, total.cost, &total.uses).max(bound);
             if bound > most {
+                rows.swap(0, index);
                 return None;
             }
         }

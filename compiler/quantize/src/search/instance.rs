@@ -7,15 +7,19 @@
 use std::collections::BTreeMap;
 
 use super::problem::{Problem, SearchError};
+use smallvec::{SmallVec, smallvec};
 
 /// Largest sum, as a power of two.
 const BITS: f64 = 50.0;
+
+/// One number for each limit. Latency, size and bit operations stay in place: a search makes an amount at every step.
+pub(super) type Uses = SmallVec<[i64; 3]>;
 
 /// What a choice, or a pair of choices, adds: to the objective, and to each limited sum.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Amount {
     pub cost: i64,
-    pub uses: Vec<i64>,
+    pub uses: Uses,
 }
 
 /// What two groups add to what each adds alone.
@@ -46,7 +50,7 @@ pub(super) struct Grouping {
 
 impl Amount {
     pub fn zero(limits: usize) -> Amount {
-        Amount { cost: 0, uses: vec![0; limits] }
+        Amount { cost: 0, uses: smallvec![0; limits] }
     }
 
     pub fn add(&mut self, other: &Amount) {
