@@ -20,7 +20,7 @@ pub(crate) fn legal(spec: &KernelSpec, machine: Machine) -> Result<(), String> {
         return Err("the target has no vectors of 256 bits".to_owned());
     }
     let channels = spec.result().shape.last().copied().unwrap_or(1);
-    if !machine.wide.iter().flatten().any(|wide| channels.is_multiple_of(wide.lanes)) {
+    if machine.wide_for(channels).is_none() {
         return Err(format!("an assembled kernel takes channels in eights, not {channels}"));
     }
     if !plain_rounding(spec) {

@@ -66,8 +66,7 @@ impl DepthwiseGeometry {
 
     /// The vectors that a wide kernel of this convolution would use.
     pub fn wide_machine(&self, machine: Machine) -> Option<WideMachine> {
-        let widths = machine.wide.into_iter().flatten();
-        widths.into_iter().find(|w| self.plain && self.channels.is_multiple_of(w.lanes))
+        machine.wide_for(self.channels).filter(|_| self.plain)
     }
 
     /// Bytes of the prepared rows of a unit.

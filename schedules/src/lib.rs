@@ -47,6 +47,13 @@ pub struct WideMachine {
     pub dot: bool,
 }
 
+impl Machine {
+    /// The widest vectors beyond 128 bits that a number of channels fills.
+    pub fn wide_for(self, channels: usize) -> Option<WideMachine> {
+        self.wide.into_iter().flatten().find(|wide| channels.is_multiple_of(wide.lanes))
+    }
+}
+
 /// How a kernel is run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Schedule {

@@ -186,8 +186,7 @@ impl ConvGeometry {
     /// The vectors that a wide kernel of this convolution would use.
     pub fn wide_machine(&self, machine: Machine) -> Option<WideMachine> {
         let fits = self.groups == 1 && self.wei != Elem::I16 && self.plain_rounding;
-        let widths = machine.wide.into_iter().flatten();
-        widths.into_iter().find(|w| fits && self.channels.is_multiple_of(w.lanes))
+        machine.wide_for(self.channels).filter(|_| fits)
     }
 
     pub(crate) fn not_wide(&self, machine: Machine) -> String {

@@ -105,22 +105,30 @@ impl WinogradSchedule {
 
     pub(crate) fn candidates(geometry: &ConvGeometry, machine: Machine) -> Vec<WinogradSchedule> {
         let mut all = Vec::new();
+        let Some(wide) = geometry.wide_machine(machine) else {
+            return all;
+        };
         let [height, width] = [geometry.image_rows, geometry.row_pixels];
         let products = |&outputs: &[usize; 2]| Multiply::ALL.map(|multiply| (multiply, outputs));
         for (multiply, outputs) in tiles(geometry.kernel).iter().flat_map(products) {
             let [down, across] = [height.div_ceil(outputs[0]), width.div_ceil(outputs[1])];
+            let mut of_algorithm = Vec::new();
             for (mr, nr) in TILES {
                 for unit in [UNIT_TILES, 2 * UNIT_TILES] {
                     let rows = (unit / across).clamp(1, down);
                     let rows = down.div_ceil(down.div_ceil(rows));
                     let units = down.div_ceil(rows);
-                    let blocks_all = geometry.channels.div_ceil(8 * nr);
+                    let blocks_all = geometry.channels.div_ceil(wide.lanes * nr);
                     let blocks = if units >= 4 { blocks_all } else { blocks_all.div_ceil(4) };
                     let schedule = WinogradSchedule { multiply, outputs, mr, nr, rows, blocks };
-                    if schedule.legal(geometry, machine).is_ok() && !all.contains(&schedule) {
-                        all.push(schedule);
+                    if schedule.blocking_legal(geometry, wide).is_ok() && !of_algorithm.contains(&schedule) {
+                        of_algorithm.push(schedule);
                     }
                 }
+            }
+            // Deriving the algorithm takes longest: once for all its blockings.
+            if of_algorithm.first().is_some_and(|s| s.algorithm_legal(geometry, wide).is_ok()) {
+                all.extend(of_algorithm);
             }
         }
         all
@@ -128,34 +136,42 @@ impl WinogradSchedule {
 
     /// Whether the schedule may be asked for; the proof that it gives every bit needs the weights.
     pub(crate) fn legal(self, geometry: &ConvGeometry, machine: Machine) -> Result<(), String> {
-        let WinogradSchedule { multiply, outputs, mr, nr, rows, blocks } = self;
-        let Some(wide) = geometry.wide_machine(machine) else {
-            return Err(geometry.not_wide(machine));
-        };
+        let wide = geometry.wide_machine(machine).ok_or_else(|| geometry.not_wide(machine))?;
+        self.algorithm_legal(geometry, wide)?;
+        self.blocking_legal(geometry, wide)
+    }
+
+    /// Whether there is such an algorithm for the convolution, in lanes that inputs fit.
+    fn algorithm_legal(&self, geometry: &ConvGeometry, wide: WideMachine) -> Result<(), String> {
         let [kh, kw] = geometry.kernel;
         if geometry.stride != [1, 1] || geometry.dilation != [1, 1] {
             return Err("the algorithm is for stride 1, without dilation".to_owned());
         }
-        let member = tiles(geometry.kernel).contains(&outputs).then(|| self.member(geometry.kernel)).flatten();
-        let Some(member) = member else {
-            let known: Vec<String> = tiles(geometry.kernel).iter().map(|[h, w]| format!("{h}x{w}")).collect();
+        let known = tiles(geometry.kernel);
+        let Some(member) = known.contains(&self.outputs).then(|| self.member(geometry.kernel)).flatten() else {
+            let known: Vec<String> = known.iter().map(|[h, w]| format!("{h}x{w}")).collect();
             return Err(format!("tiles for {kh}x{kw} taps are: {}", known.join(", ")));
         };
-        let vector_channels = 4 * wide.lanes / multiply.operand_bytes();
+        let vector_channels = 4 * wide.lanes / self.multiply.operand_bytes();
         if geometry.wide || !geometry.group_in.is_multiple_of(vector_channels) {
             return Err(format!(
                 "the algorithm takes inputs of up to 8 bits, {vector_channels} channels at a time, not {} channels",
                 geometry.group_in
             ));
         }
+        if self.multiply == Multiply::Dot && !wide.dot {
+            return Err("the target has no 8-bit dot product of this width".to_owned());
+        }
         let span = geometry.src_range.hi - geometry.src_range.lo;
         let growth: i64 = member.parts().iter().map(|p| p.transform.input_growth()).max().unwrap_or(1);
         if span.saturating_mul(growth) >= 1 << self.lane().bits() {
             return Err(format!("inputs that span {span} and grow {growth} times do not fit lanes of {}", self.lane()));
         }
-        if multiply == Multiply::Dot && !wide.dot {
-            return Err("the target has no 8-bit dot product of this width".to_owned());
-        }
+        Ok(())
+    }
+
+    fn blocking_legal(&self, geometry: &ConvGeometry, wide: WideMachine) -> Result<(), String> {
+        let WinogradSchedule { multiply, outputs, mr, nr, rows, blocks } = *self;
         if !(1..=MAX_MR).contains(&mr) || !(1..=MAX_NR).contains(&nr) || rows == 0 || blocks == 0 {
             return Err(format!("a tile is 1 to {MAX_MR} by 1 to {MAX_NR} vectors, rows and blocks are at least 1"));
         }

@@ -29,6 +29,11 @@ pub enum Isa {
 }
 
 impl Isa {
+    /// The one with so many lanes of 32 bits.
+    pub const fn with_lanes(lanes: usize) -> Isa {
+        if lanes == Isa::Avx512.lanes() { Isa::Avx512 } else { Isa::Avx2 }
+    }
+
     /// Bytes of a vector.
     pub const fn bytes(self) -> usize {
         match self {

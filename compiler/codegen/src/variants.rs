@@ -181,10 +181,9 @@ impl<'g> Variants<'g> {
         times.reserve(entries.len());
         let mut last = Instant::now();
         for entry in entries {
-            // SAFETY: the code was lowered from a program over this arena's plan, which is at least as
-            // long as any variant needs; inputs have the graph's types and live through the call; a
-            // program of one step copies no outputs; `pool` lives through the call, and `_code` keeps
-            // the code mapped.
+            // SAFETY: the code was lowered from a program over this arena's plan, which is at least as long as any variant
+            // needs, and `_code` keeps it mapped; inputs have the graph's types and live through the call, as does `pool`;
+            // a program of one step copies no outputs.
             unsafe { entry(&call) };
             let now = Instant::now();
             times.push((now - last).as_nanos() as u64);

@@ -71,6 +71,20 @@ impl Geometry {
         Ok((geometry, [src, wei], bias))
     }
 
+    /// The weights, and the values of the bias if there is one; both must be constant.
+    pub fn constants<'t>(
+        constants: &[Option<&'t Tensor>],
+        wei: usize,
+        bias: Option<usize>,
+    ) -> Result<(&'t Tensor, Option<Vec<i64>>), Unsupported> {
+        let constant = |operand: usize| {
+            let missing = || Unsupported::new("a convolution whose weights or bias are not constant");
+            constants.get(operand).copied().flatten().ok_or_else(missing)
+        };
+        let bias = bias.map(constant).transpose()?.map(Tensor::ints).transpose()?;
+        Ok((constant(wei)?, bias))
+    }
+
     pub fn pixels(&self) -> usize {
         self.batch * self.out[0] * self.out[1]
     }
@@ -146,14 +160,10 @@ pub(super) fn lower(
         return Err(Unsupported::new(format!("schedule `{schedule}` for a dense convolution")));
     };
     let (geometry, [src, wei], bias) = Geometry::of(spec)?;
-    let constant = |operand: usize| constants.get(operand).copied().flatten();
-    let (Some(weights), true) = (constant(wei), bias.is_none_or(|b| constant(b).is_some())) else {
-        return Err(Unsupported::new("a convolution whose weights or bias are not constant"));
-    };
+    let (weights, bias) = Geometry::constants(constants, wei, bias)?;
     let pad = i64::from(geometry.pad_value);
     let range = spec.operands()[src].int_range()?.union(Range::new(pad, pad));
     let products = Products::choose(target.dot(), geometry.src, range, geometry.wei);
-    let bias = bias.and_then(constant).map(Tensor::ints).transpose()?;
     let order = block_order(&geometry, schedule.nr);
     let gather = (geometry.group_in % STEP != 0).then(|| Gather::new(geometry));
     let slots = Slots { operand: 1, table: FIRST_EPILOGUE_TABLE, order: Some(&order) };

@@ -27,10 +27,7 @@ const PAD: usize = 2;
 
 pub(super) fn lower(spec: &KernelSpec, constants: &[Option<&Tensor>]) -> Result<Lowered, Unsupported> {
     let (geometry, [src, wei], bias) = Geometry::of(spec)?;
-    let constant = |operand: usize| constants.get(operand).copied().flatten();
-    let (Some(weights), true) = (constant(wei), bias.is_none_or(|b| constant(b).is_some())) else {
-        return Err(Unsupported::new("a convolution whose weights or bias are not constant"));
-    };
+    let (weights, bias) = Geometry::constants(constants, wei, bias)?;
     let slots = Slots { operand: 1, table: 3, order: None };
     let (epilogue, requant_tables) = Epilogue::new(spec, 1, constants, slots)?;
     let (weights, taps) = (weights.ints()?, geometry.taps());
@@ -39,7 +36,7 @@ pub(super) fn lower(spec: &KernelSpec, constants: &[Option<&Tensor>]) -> Result<
     let value = |tap: usize, k: usize| if k < channels { weights[k * taps + tap] } else { 0 };
     let packed = (0..taps).flat_map(|tap| (0..padded).map(move |k| (tap, k)));
     let packed = packed.flat_map(|(tap, k)| value(tap, k).to_le_bytes()[..weight.bytes()].to_vec()).collect();
-    let mut start = bias.and_then(constant).map(Tensor::ints).transpose()?.unwrap_or_default();
+    let mut start = bias.unwrap_or_default();
     start.resize(padded, 0);
     let mut tables = vec![
         Table { bytes: packed, is_weights: true },

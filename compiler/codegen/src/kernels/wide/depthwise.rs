@@ -100,14 +100,11 @@ pub(in crate::kernels) fn lower(
     schedule: DepthwiseSchedule,
 ) -> Result<Lowered, Unsupported> {
     let (geometry, [src, wei], bias) = Geometry::of(spec)?;
-    let constant = |operand: usize| constants.get(operand).copied().flatten();
-    let (Some(weights), true) = (constant(wei), bias.is_none_or(|b| constant(b).is_some())) else {
-        return Err(Unsupported::new("a convolution whose weights or bias are not constant"));
-    };
+    let (weights, bias) = Geometry::constants(constants, wei, bias)?;
     let Some(wide) = DepthwiseGeometry::of(spec).and_then(|g| g.wide_machine(machine)) else {
         return Err(Unsupported::new("a wide kernel of this convolution"));
     };
-    let isa = if wide.lanes == Isa::Avx512.lanes() { Isa::Avx512 } else { Isa::Avx2 };
+    let isa = Isa::with_lanes(wide.lanes);
     let (mut epilogue, requant_tables) = WideEpilogue::new(spec, constants, isa)?;
     epilogue.literal(LOW_HALF);
     let mut depthwise = Depthwise {
@@ -118,10 +115,9 @@ pub(in crate::kernels) fn lower(
         dst: spec.result().elem,
         taps: Taps::new(&geometry),
         tiles: Vec::new(),
-        operand_bytes: epilogue.operands().iter().map(|&i| spec.operands()[i].elem.bytes()).collect(),
+        operand_bytes: epilogue.operand_bytes(),
         table_strides: epilogue.table_strides(isa),
     };
-    let bias = bias.and_then(constant).map(Tensor::ints).transpose()?;
     let start: Vec<i32> = (0..geometry.channels).map(|k| bias.as_ref().map_or(0, |b| b[k]) as i32).collect();
     let mut tables = vec![
         Table { bytes: depthwise.pack(&weights.ints()?), is_weights: true },

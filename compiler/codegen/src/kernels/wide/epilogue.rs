@@ -140,6 +140,11 @@ impl WideEpilogue {
         out
     }
 
+    /// Bytes of an element of each of these.
+    pub fn operand_bytes(&self) -> Vec<usize> {
+        self.operands().iter().map(|&i| self.spec.operands()[i].elem.bytes()).collect()
+    }
+
     /// By which bytes each table advances for a vector of channels, in the tables' order.
     pub fn table_strides(&self, isa: Isa) -> Vec<usize> {
         self.requants.values().map(|r| if r.per_channel { RECORD_VECTORS * isa.bytes() } else { 0 }).collect()

@@ -66,17 +66,13 @@ pub(super) fn lower(
     schedule: WideSchedule,
 ) -> Result<Lowered, Unsupported> {
     let (geometry, [src, wei], bias) = Geometry::of(spec)?;
-    let constant = |operand: usize| constants.get(operand).copied().flatten();
-    let (Some(weights), true) = (constant(wei), bias.is_none_or(|b| constant(b).is_some())) else {
-        return Err(Unsupported::new("a convolution whose weights or bias are not constant"));
-    };
+    let (weights, bias) = Geometry::constants(constants, wei, bias)?;
     let Some(wide) = ConvGeometry::of(spec).and_then(|g| g.wide_machine(machine)) else {
         return Err(Unsupported::new("a wide kernel of this convolution"));
     };
     let wide_dot = wide.dot;
-    let isa = if wide.lanes == Isa::Avx512.lanes() { Isa::Avx512 } else { Isa::Avx2 };
+    let isa = Isa::with_lanes(wide.lanes);
     let weights = weights.ints()?;
-    let bias = bias.and_then(constant).map(Tensor::ints).transpose()?;
     let multiply = schedule.multiply;
     let offset = if multiply.operand_bytes() == 1 { unsigned_offset(geometry.src) } else { 0 };
     let source = Source::new(geometry, multiply.operand_bytes(), offset);
@@ -104,7 +100,7 @@ pub(super) fn lower(
         load,
         expands,
         tiles: Vec::new(),
-        operand_bytes: epilogue.operands().iter().map(|&i| spec.operands()[i].elem.bytes()).collect(),
+        operand_bytes: epilogue.operand_bytes(),
         table_strides: epilogue.table_strides(isa),
         source,
     };
@@ -156,6 +152,13 @@ fn expands(geometry: &Geometry, isa: Isa, load: Load, schedule: WideSchedule) ->
     tiles >= EXPAND_TILES
         || load == Load::Nibbles && has_odd_block
         || Micro::registers_holding_weights(multiply, load, mr, nr) > isa.registers()
+}
+
+/// The instructions of kernels that need nothing but whole vectors of channels.
+fn isa_for(machine: Machine, channels: usize) -> Result<Isa, Unsupported> {
+    let wide = machine.wide_for(channels);
+    wide.map(|w| Isa::with_lanes(w.lanes))
+        .ok_or_else(|| Unsupported::new(format!("a wide kernel of {channels} channels")))
 }
 
 fn ints(values: &[i32]) -> Vec<u8> {

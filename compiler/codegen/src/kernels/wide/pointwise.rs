@@ -6,10 +6,9 @@ use cranelift_codegen::ir::Value;
 use hawqc_ir::{Elem, KernelSpec, Tensor};
 use hawqc_schedules::Machine;
 
-use super::call;
 use super::epilogue::WideEpilogue;
 use super::micro::store;
-use super::pool::isa_for;
+use super::{call, isa_for};
 use crate::asm::{Asm, AsmError, Isa, Mem};
 use crate::error::Unsupported;
 use crate::kernels::emit::Code;
@@ -51,7 +50,7 @@ pub(in crate::kernels) fn lower(
         units: vectors_all / vectors,
         row: vectors * isa.lanes(),
         dst: out.elem,
-        operand_bytes: epilogue.operands().iter().map(|&i| spec.operands()[i].elem.bytes()).collect(),
+        operand_bytes: epilogue.operand_bytes(),
         table_strides,
     };
     let mut tables = vec![epilogue.literal_table(isa)];

@@ -9,9 +9,9 @@ use cranelift_codegen::ir::{FuncRef, Value, types};
 use hawqc_ir::{Arg, Elem, KernelSpec, Op, Range, Tensor, Window};
 use hawqc_schedules::Machine;
 
-use super::call;
 use super::epilogue::{WideEpilogue, load_values};
 use super::micro::store;
+use super::{call, isa_for};
 use crate::asm::{Asm, AsmError, Binary, Gpr, Isa, Mem, V};
 use crate::error::Unsupported;
 use crate::kernels::emit::Code;
@@ -85,7 +85,7 @@ pub(in crate::kernels) fn lower(
         src: ty.elem,
         dst: spec.result().elem,
         plain: false,
-        operand_bytes: epilogue.operands().iter().map(|&i| spec.operands()[i].elem.bytes()).collect(),
+        operand_bytes: epilogue.operand_bytes(),
         table_strides: epilogue.table_strides(isa),
     };
     pool.plain = spec.steps().len() == 1 && fold == Fold::Max && channels * ty.elem.bytes() >= isa.bytes();
@@ -115,15 +115,6 @@ pub(in crate::kernels) fn lower(
         is_border: false,
         body: Box::new(pool),
     })
-}
-
-/// The widest vectors that divide the channels.
-pub(super) fn isa_for(machine: Machine, channels: usize) -> Result<Isa, Unsupported> {
-    let fits = |isa: &Isa| {
-        channels.is_multiple_of(isa.lanes()) && machine.wide.iter().flatten().any(|w| w.lanes == isa.lanes())
-    };
-    let found = [Isa::Avx512, Isa::Avx2].into_iter().find(fits);
-    found.ok_or_else(|| Unsupported::new(format!("a wide kernel of {channels} channels")))
 }
 
 impl Pool {

@@ -52,9 +52,11 @@ impl Window {
             if self != Window::All {
                 lanes = [(0, 0); 2];
             }
-            for (i, w) in part.iter().enumerate() {
-                let (low, high) = &mut lanes[i % STEP / 2];
-                if *w < 0 { *low += w * most } else { *high += w * most }
+            for step in part.chunks(STEP) {
+                for (pair, (low, high)) in step.chunks(STEP / 2).zip(&mut lanes) {
+                    *low += pair.iter().map(|w| w.min(&0) * most).sum::<i64>();
+                    *high += pair.iter().map(|w| w.max(&0) * most).sum::<i64>();
+                }
             }
             lanes.iter().all(|&(low, high)| low >= i16::MIN.into() && high <= i16::MAX.into())
         })

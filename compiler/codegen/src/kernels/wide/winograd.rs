@@ -58,19 +58,15 @@ pub fn lower(
     schedule: WinogradSchedule,
 ) -> Result<Lowered, Unsupported> {
     let (geometry, [src, wei], bias) = Geometry::of(spec)?;
-    let constant = |operand: usize| constants.get(operand).copied().flatten();
-    let (Some(weights), true) = (constant(wei), bias.is_none_or(|b| constant(b).is_some())) else {
-        return Err(Unsupported::new("a convolution whose weights or bias are not constant"));
-    };
+    let (weights, bias) = Geometry::constants(constants, wei, bias)?;
     let Some(wide) = ConvGeometry::of(spec).and_then(|g| g.wide_machine(machine)) else {
         return Err(Unsupported::new("a wide kernel of this convolution"));
     };
-    let isa = if wide.lanes == Isa::Avx512.lanes() { Isa::Avx512 } else { Isa::Avx2 };
+    let isa = Isa::with_lanes(wide.lanes);
     let Some(member) = schedule.member(geometry.window.kernel) else {
         return Err(Unsupported::new(format!("`{schedule}` for this convolution")));
     };
     let weights = weights.ints()?;
-    let bias = bias.and_then(constant).map(Tensor::ints).transpose()?;
     let (k, c) = (geometry.group_out, geometry.group_in);
     let pad = i64::from(geometry.pad_value);
     let layer = Layer {
@@ -118,7 +114,7 @@ pub fn lower(
         dst: spec.result().elem,
         products: Vec::new(),
         outputs: Vec::new(),
-        operand_bytes: epilogue.operands().iter().map(|&i| spec.operands()[i].elem.bytes()).collect(),
+        operand_bytes: epilogue.operand_bytes(),
         table_strides: epilogue.table_strides(isa),
         transform,
     };
