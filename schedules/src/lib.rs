@@ -10,6 +10,8 @@ mod conv;
 mod cost;
 mod depthwise;
 pub mod latency;
+pub mod strassen;
+mod strassen_schedule;
 pub mod tuning;
 mod wide;
 pub mod winograd;
@@ -23,6 +25,7 @@ use thiserror::Error;
 
 pub use conv::{ConvGeometry, ConvSchedule};
 pub use depthwise::{DepthwiseGeometry, DepthwiseSchedule};
+pub use strassen_schedule::StrassenSchedule;
 pub use wide::{Multiply, WideSchedule, unsigned_offset};
 pub use winograd_schedule::WinogradSchedule;
 
@@ -67,6 +70,8 @@ pub enum Schedule {
     Wide(WideSchedule),
     /// Convolution with fewer multiplications, where the weights allow it.
     Winograd(WinogradSchedule),
+    /// 1x1 convolution with fewer multiplications, where the operands' ranges allow it.
+    Strassen(StrassenSchedule),
     /// Depthwise convolution with assembled inner kernels.
     Depthwise(DepthwiseSchedule),
 }
@@ -76,8 +81,8 @@ pub enum Schedule {
 pub enum ScheduleError {
     #[error(
         "`{0}` is not a schedule: write `default`, `assembled`, `conv mr=3 nr=4 tiles=16 blocks=4`, \
-         `wide mul=i16 mr=4 nr=3 rows=8 blocks=2`, `winograd mul=i16 m=4x4 mr=6 nr=2 rows=2 blocks=4` or \
-         `depthwise mr=7 rows=14 vectors=4`"
+         `wide mul=i16 mr=4 nr=3 rows=8 blocks=2`, `winograd mul=i16 m=4x4 mr=6 nr=2 rows=2 blocks=4`, \
+         `strassen levels=1 mr=6 nr=4 tiles=32 blocks=4` or `depthwise mr=7 rows=14 vectors=4`"
     )]
     Syntax(String),
     #[error("schedule `{schedule}` is not legal here: {reason}")]
@@ -121,7 +126,8 @@ impl Schedule {
             let wide = WideSchedule::candidates(&geometry, machine).into_iter().map(Schedule::Wide);
             let portable = ConvSchedule::candidates(&geometry, machine).into_iter().map(Schedule::Conv);
             let winograd = WinogradSchedule::candidates(&geometry, machine).into_iter().map(Schedule::Winograd);
-            all.extend(winograd.chain(wide).chain(portable).filter(|&s| s != first));
+            let strassen = StrassenSchedule::candidates(&geometry, machine).into_iter().map(Schedule::Strassen);
+            all.extend(winograd.chain(strassen).chain(wide).chain(portable).filter(|&s| s != first));
         }
         if let Some(geometry) = DepthwiseGeometry::of(spec) {
             let depthwise = DepthwiseSchedule::candidates(&geometry, machine).into_iter().map(Schedule::Depthwise);
@@ -147,6 +153,7 @@ impl Schedule {
             Schedule::Conv(schedule) => schedule.legal(&dense()?, machine),
             Schedule::Wide(schedule) => schedule.legal(&dense()?, machine),
             Schedule::Winograd(schedule) => schedule.legal(&dense()?, machine),
+            Schedule::Strassen(schedule) => schedule.legal(&dense()?, machine),
             Schedule::Depthwise(schedule) => {
                 let geometry = DepthwiseGeometry::of(spec).ok_or("the kernel is not a depthwise convolution")?;
                 schedule.legal(&geometry, machine)
@@ -163,6 +170,7 @@ impl fmt::Display for Schedule {
             Schedule::Conv(schedule) => schedule.fmt(f),
             Schedule::Wide(schedule) => schedule.fmt(f),
             Schedule::Winograd(schedule) => schedule.fmt(f),
+            Schedule::Strassen(schedule) => schedule.fmt(f),
             Schedule::Depthwise(schedule) => schedule.fmt(f),
         }
     }
@@ -179,7 +187,8 @@ impl FromStr for Schedule {
         let conv = text.parse().map(Schedule::Conv);
         let wide = conv.or_else(|()| text.parse().map(Schedule::Wide));
         let winograd = wide.or_else(|()| text.parse().map(Schedule::Winograd));
-        let depthwise = winograd.or_else(|()| text.parse().map(Schedule::Depthwise));
+        let strassen = winograd.or_else(|()| text.parse().map(Schedule::Strassen));
+        let depthwise = strassen.or_else(|()| text.parse().map(Schedule::Depthwise));
         depthwise.map_err(|()| ScheduleError::Syntax(text.to_owned()))
     }
 }

@@ -153,6 +153,7 @@ pub fn lower(
         Op::Conv(_) => match schedule {
             Schedule::Wide(schedule) => wide::lower(spec, constants, machine(target), schedule),
             Schedule::Winograd(schedule) => wide::winograd::lower(spec, constants, machine(target), schedule),
+            Schedule::Strassen(schedule) => wide::strassen::lower(spec, constants, machine(target), schedule),
             schedule => conv::lower(spec, constants, target, schedule),
         },
         Op::MaxPool(_) | Op::SumPool(_) => match schedule {

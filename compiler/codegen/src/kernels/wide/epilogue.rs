@@ -214,6 +214,13 @@ impl WideEpilogue {
         sums.iter().enumerate().map(vector).collect()
     }
 
+    /// Emits the steps for the sum of one vector of channels, `vector` vectors behind the pointers', of a pixel, `pixel`
+    /// pixels behind them.
+    pub fn emit_one(&self, asm: &mut Asm, pointers: &Pointers, pixel: usize, vector: usize, sum: V) -> V {
+        let channels = self.spec.result().shape.last().copied().unwrap_or(1);
+        self.vector(asm, pointers, pixel * channels, vector, Some(sum))
+    }
+
     /// Emits the steps, of which none waits for a sum, for the next `vectors` vectors.
     pub fn emit_values(&self, asm: &mut Asm, pointers: &Pointers, vectors: usize) -> Vec<V> {
         (0..vectors).map(|vector| self.vector(asm, pointers, 0, vector, None)).collect()

@@ -12,6 +12,7 @@ mod micro;
 pub mod pointwise;
 pub mod pool;
 mod source;
+pub mod strassen;
 mod transform;
 mod window;
 pub mod winograd;

@@ -1,0 +1,133 @@
+//! Schedules of 1x1 convolutions by Strassen's algorithm ([`crate::strassen`]) in lanes of 8 bits.
+//!
+//! A *tile* is as many consecutive pixels as parts that pixels are split into. A unit of work is `tiles` tiles by a group of
+//! `blocks` channel blocks (of `nr` vectors of every part of the channels); its products run in register tiles of `mr`
+//! tiles by `nr` vectors.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::conv::ConvGeometry;
+use crate::strassen::{Levels, MAX_LEVELS};
+use crate::wide::registers;
+use crate::{Machine, Multiply, WideMachine};
+
+/// See the module's documentation. All at least 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct StrassenSchedule {
+    /// Halvings, at most [`MAX_LEVELS`].
+    pub levels: usize,
+    pub mr: usize,
+    pub nr: usize,
+    pub tiles: usize,
+    pub blocks: usize,
+}
+
+const MAX_MR: usize = 8;
+const MAX_NR: usize = 4;
+const MAX_BLOCKING: usize = 1 << 16;
+/// Register tiles that are tried.
+const TILES: [(usize, usize); 5] = [(6, 4), (8, 3), (7, 3), (8, 2), (4, 4)];
+/// Pixels of a unit that are tried.
+const UNIT_PIXELS: [usize; 3] = [32, 64, 128];
+/// Registers that combining the sums of two levels takes.
+const COMBINING_REGISTERS: usize = 32;
+
+impl StrassenSchedule {
+    pub(crate) fn candidates(geometry: &ConvGeometry, machine: Machine) -> Vec<StrassenSchedule> {
+        let mut all = Vec::new();
+        let Some(wide) = geometry.wide_machine(machine) else {
+            return all;
+        };
+        for levels in 1..=MAX_LEVELS {
+            let parts = Levels(levels).parts();
+            let tiles_all = geometry.pixels.div_ceil(parts);
+            for (mr, nr) in TILES {
+                for pixels in UNIT_PIXELS {
+                    let units = geometry.pixels.div_ceil(pixels);
+                    // Equal units of whole register tiles.
+                    let tiles = tiles_all.div_ceil(units).next_multiple_of(mr).min(tiles_all);
+                    let blocks_all = (geometry.channels / parts / wide.lanes).div_ceil(nr).max(1);
+                    let blocks = if units >= 4 { blocks_all } else { blocks_all.div_ceil(4) };
+                    let schedule = StrassenSchedule { levels, mr, nr, tiles, blocks };
+                    if schedule.legal(geometry, machine).is_ok() && !all.contains(&schedule) {
+                        all.push(schedule);
+                    }
+                }
+            }
+        }
+        all
+    }
+
+    /// Whether the schedule may be asked for; the proof that it gives every bit needs the weights.
+    pub(crate) fn legal(self, geometry: &ConvGeometry, machine: Machine) -> Result<(), String> {
+        let wide = geometry.wide_machine(machine).ok_or_else(|| geometry.not_wide(machine))?;
+        self.algorithm_legal(geometry, wide)?;
+        let StrassenSchedule { mr, nr, tiles, blocks, .. } = self;
+        if !(1..=MAX_MR).contains(&mr) || !(1..=MAX_NR).contains(&nr) {
+            return Err(format!("a tile is 1 to {MAX_MR} by 1 to {MAX_NR} vectors"));
+        }
+        if ![tiles, blocks].iter().all(|v| (1..=MAX_BLOCKING).contains(v)) {
+            return Err(format!("tiles and blocks are 1 to {MAX_BLOCKING}"));
+        }
+        let needed = registers(Multiply::Dot, mr, nr);
+        if needed > wide.registers {
+            return Err(format!("a tile of {mr} x {nr} needs {needed} registers, there are {}", wide.registers));
+        }
+        Ok(())
+    }
+
+    fn algorithm_legal(&self, geometry: &ConvGeometry, wide: WideMachine) -> Result<(), String> {
+        if !(1..=MAX_LEVELS).contains(&self.levels) {
+            return Err(format!("levels are 1 to {MAX_LEVELS}"));
+        }
+        if geometry.kernel != [1, 1] || geometry.stride != [1, 1] {
+            return Err("the algorithm is for 1x1 taps of stride 1".to_owned());
+        }
+        if !wide.dot {
+            return Err("the target has no 8-bit dot product of this width".to_owned());
+        }
+        if self.levels > 1 && wide.registers < COMBINING_REGISTERS {
+            return Err(format!("two levels need {COMBINING_REGISTERS} registers, there are {}", wide.registers));
+        }
+        let parts = Levels(self.levels).parts();
+        let (inputs, outputs) = (4 * wide.lanes * parts, wide.lanes * parts);
+        if geometry.wide || !geometry.group_in.is_multiple_of(inputs) || !geometry.channels.is_multiple_of(outputs) {
+            return Err(format!(
+                "the algorithm takes inputs of up to 8 bits, {inputs} channels at a time, to {outputs} channels at a time, \
+                 not {} to {}",
+                geometry.group_in, geometry.channels
+            ));
+        }
+        let span = geometry.src_range.hi - geometry.src_range.lo;
+        if span.saturating_mul(parts as i64) >= 1 << 8 {
+            return Err(format!("inputs that span {span} do not fit 8 bits in sums of {parts}"));
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for StrassenSchedule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let StrassenSchedule { levels, mr, nr, tiles, blocks } = self;
+        write!(f, "strassen levels={levels} mr={mr} nr={nr} tiles={tiles} blocks={blocks}")
+    }
+}
+
+impl FromStr for StrassenSchedule {
+    type Err = ();
+    fn from_str(text: &str) -> Result<StrassenSchedule, ()> {
+        let words: Vec<&str> = text.split(' ').collect();
+        let ["strassen", levels, mr, nr, tiles, blocks] = words.as_slice() else {
+            return Err(());
+        };
+        let number = crate::number;
+        Ok(StrassenSchedule {
+            levels: number(levels, "levels")?,
+            mr: number(mr, "mr")?,
+            nr: number(nr, "nr")?,
+            tiles: number(tiles, "tiles")?,
+            blocks: number(blocks, "blocks")?,
+        })
+    }
+}
