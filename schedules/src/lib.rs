@@ -110,6 +110,11 @@ impl Schedule {
         assembled.chain([Schedule::portable_for(spec, machine)]).collect()
     }
 
+    /// Whether the kernel's weights are transformed when it is compiled, into more bytes.
+    pub fn transforms_weights(self) -> bool {
+        matches!(self, Schedule::Winograd(_) | Schedule::Strassen(_))
+    }
+
     /// The default among schedules without assembled kernels, which every kernel has.
     pub fn portable_for(spec: &KernelSpec, machine: Machine) -> Schedule {
         match ConvGeometry::of(spec) {

@@ -75,6 +75,13 @@ impl Sum {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Levels(pub usize);
 
+/// `Strassen of 1 level`.
+impl fmt::Display for Levels {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Strassen of {} level{}", self.0, if self.0 == 1 { "" } else { "s" })
+    }
+}
+
 impl Levels {
     /// Into how many parts pixels and channels are split.
     pub fn parts(self) -> usize {
@@ -140,9 +147,8 @@ pub struct Operands {
 /// `Strassen of 1 level legal: weights in [-16, 14], inputs in [0, 30]`.
 impl fmt::Display for Operands {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Operands { levels, inputs, range, .. } = self;
-        let (plural, [a, b, c, d]) = (if levels.0 == 1 { "" } else { "s" }, [range.lo, range.hi, inputs.lo, inputs.hi]);
-        write!(f, "Strassen of {} level{plural} legal: weights in [{a}, {b}], inputs in [{c}, {d}]", levels.0)
+        let [a, b, c, d] = [self.range.lo, self.range.hi, self.inputs.lo, self.inputs.hi];
+        write!(f, "{} legal: weights in [{a}, {b}], inputs in [{c}, {d}]", self.levels)
     }
 }
 
@@ -161,12 +167,12 @@ pub fn prove(
     let moved = ranges.iter().zip(&offsets).map(|(range, offset)| Range::new(range.lo + offset, range.hi + offset));
     let inputs = moved.reduce(Range::union).unwrap_or(src);
     if inputs.hi > i64::from(u8::MAX) {
-        return Err(format!("inputs of {} levels reach {}", levels.0, inputs.hi));
+        return Err(format!("{levels} refused: inputs with their offsets reach {}; use fewer levels or bits", inputs.hi));
     }
     let weights = levels.weights(weights, k, c);
     let range = weights.iter().fold(Range::new(0, 0), |range, &w| range.union(Range::new(w, w)));
     if range.lo < i64::from(i8::MIN) || range.hi > i64::from(i8::MAX) {
-        return Err(format!("weights of {} levels in [{}, {}]", levels.0, range.lo, range.hi));
+        return Err(format!("{levels} refused: weights in [{}, {}]; use fewer levels or bits", range.lo, range.hi));
     }
     let (k, c) = (k / levels.parts(), c / levels.parts());
     let none = vec![0; k * levels.parts()];

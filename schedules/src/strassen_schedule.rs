@@ -41,6 +41,10 @@ impl StrassenSchedule {
         };
         for levels in 1..=MAX_LEVELS {
             let parts = Levels(levels).parts();
+            // Wider weights may be narrow enough, but seldom are.
+            if geometry.wei_range.magnitude() * parts as i64 > 1 << 7 {
+                break;
+            }
             let tiles_all = geometry.pixels.div_ceil(parts);
             for (mr, nr) in TILES {
                 for pixels in UNIT_PIXELS {

@@ -5,9 +5,20 @@ use super::*;
 const X86: Machine = Machine { vector_registers: 16, quad_dot: true, wide: [None, None] };
 const AVX2: Machine =
     Machine { quad_dot: false, wide: [Some(WideMachine { lanes: 8, registers: 16, dot: false }), None], ..X86 };
+const AVX512: Machine = Machine {
+    wide: [
+        Some(WideMachine { lanes: 16, registers: 32, dot: true }),
+        Some(WideMachine { lanes: 8, registers: 16, dot: true }),
+    ],
+    ..X86
+};
 
 fn conv(pixels: [usize; 2], c: usize, k: usize, wei: Elem, groups: usize) -> KernelSpec {
-    let src = TensorType::new(Elem::U8, [1, pixels[0], pixels[1], c]);
+    conv_of(Elem::U8, pixels, c, k, wei, groups)
+}
+
+fn conv_of(src: Elem, pixels: [usize; 2], c: usize, k: usize, wei: Elem, groups: usize) -> KernelSpec {
+    let src = TensorType::new(src, [1, pixels[0], pixels[1], c]);
     let wei = TensorType::new(wei, [k, 1, 1, c / groups]);
     let op = Conv { groups, ..Conv::unit() };
     KernelSpec::new(vec![src, wei], vec![(op.into(), vec![Arg::Operand(0), Arg::Operand(1)])]).unwrap()
@@ -18,13 +29,14 @@ fn every_candidate_is_legal_and_reads_back() {
     for spec in [
         conv([56, 56], 64, 64, Elem::I8, 1),
         conv([7, 7], 512, 2048, Elem::I4, 1),
+        conv_of(Elem::U4, [7, 7], 512, 2048, Elem::I4, 1),
         conv([1, 1], 2048, 1000, Elem::I8, 1),
         conv([1, 1], 3, 1, Elem::I4, 1),
         conv([9, 1], 64, 12, Elem::I16, 4),
         conv([9, 1], 64, 64, Elem::I8, 64),
         conv([7, 7], 9, 9, Elem::I4, 9),
     ] {
-        for machine in [X86, AVX2] {
+        for machine in [X86, AVX2, AVX512] {
             let candidates = Schedule::candidates(&spec, machine);
             assert_eq!(candidates[0], Schedule::default_for(&spec, machine));
             for (i, schedule) in candidates.iter().enumerate() {
@@ -62,6 +74,20 @@ fn illegal_and_malformed_schedules_say_why() {
     ] {
         let error = text.parse::<Schedule>().unwrap().legal(&spec, X86).unwrap_err().to_string();
         assert!(error.contains(expected), "{text}: {error}");
+    }
+    let spec = conv_of(Elem::U4, [4, 4], 128, 64, Elem::I4, 1);
+    for (text, expected) in [
+        ("strassen levels=1 mr=7 nr=4 tiles=4 blocks=1", ""),
+        ("strassen levels=2 mr=7 nr=4 tiles=4 blocks=1", "256 channels at a time"),
+        ("strassen levels=3 mr=7 nr=4 tiles=4 blocks=1", "levels are 1 to 2"),
+        ("strassen levels=1 mr=8 nr=4 tiles=4 blocks=1", "needs 33 registers"),
+        ("strassen levels=1 mr=9 nr=1 tiles=4 blocks=1", "1 to 8 by 1 to 4"),
+        ("strassen levels=1 mr=7 nr=4 tiles=0 blocks=1", "1 to 65536"),
+    ] {
+        let result = text.parse::<Schedule>().unwrap().legal(&spec, AVX512);
+        assert_eq!(result.is_ok(), expected.is_empty(), "{text}");
+        let shown = result.map_or_else(|error| error.to_string(), |()| String::new());
+        assert!(shown.contains(expected), "{text}: {shown}");
     }
     for text in ["", "conv", "conv mr=03 nr=4 tiles=1 blocks=1", "conv nr=4 mr=3 tiles=1 blocks=1", "Default"] {
         assert_eq!(text.parse::<Schedule>(), Err(ScheduleError::Syntax(text.to_owned())));

@@ -363,10 +363,12 @@ impl Builder {
         let constants: Vec<Option<&Tensor>> = args.iter().map(|&a| graph.tensor(a).map(|t| t.as_ref())).collect();
         let plain = self.plain.contains(&value);
         let lower = |schedule: Schedule| match schedule {
-            Schedule::Winograd(_) if plain => Err(Unsupported::new("transformed weights beyond the limit of memory")),
+            schedule if plain && schedule.transforms_weights() => {
+                Err(Unsupported::new("transformed weights beyond the limit of memory"))
+            }
             schedule => kernels::lower(spec, &constants, &options.target, schedule),
         };
-        let asked = options.schedules.get(spec).filter(|s| !plain || !matches!(s, Schedule::Winograd(_)));
+        let asked = options.schedules.get(spec).filter(|s| !plain || !s.transforms_weights());
         let (schedule, lowered, passed_over) = match asked {
             Some(&schedule) => {
                 let checked = schedule.legal(spec, machine);

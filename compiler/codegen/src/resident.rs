@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use hawqc_ir::{Elem, Op, ValueId};
-use hawqc_schedules::{ConvGeometry, Schedule};
+use hawqc_schedules::ConvGeometry;
 
 use crate::program::{Program, Step};
 
@@ -12,7 +12,7 @@ use crate::program::{Program, Step};
 pub fn to_leave_plain(program: &Program, limit: usize) -> BTreeSet<ValueId> {
     let won = |step: &Step| {
         let kernel = &program.kernels[step.kernel];
-        let is_transformed = matches!(kernel.schedule, Schedule::Winograd(_));
+        let is_transformed = kernel.schedule.transforms_weights();
         let plain = plain_bytes(program, step.value).filter(|_| is_transformed)?;
         let weights = step.tables.iter().map(|&table| &program.constants[table]).filter(|c| c.is_weights);
         let bytes = weights.map(|c| c.bytes.len()).sum::<usize>().saturating_sub(plain);
@@ -60,7 +60,7 @@ mod tests {
             let program = Program::new(&graph, &options)?;
             let step = &program.steps[0];
             let kernel = &program.kernels[step.kernel];
-            let is_transformed = matches!(kernel.schedule, Schedule::Winograd(_));
+            let is_transformed = kernel.schedule.transforms_weights();
             Ok::<_, CodegenError>((is_transformed, program.constant_bytes(), step.notes.join("\n")))
         };
         let (is_transformed, free, _) = within(None).unwrap();

@@ -105,7 +105,7 @@ fn proofs_are_tight() {
     assert_eq!(legal(1, Range::new(0, 15), [-8, 7]).unwrap(), shown);
     assert!(legal(1, Range::new(0, 127), [-64, 63]).is_ok());
     assert!(legal(2, Range::new(0, 63), [-32, 31]).is_ok());
-    assert!(legal(1, Range::new(0, 128), [-8, 7]).unwrap_err().contains("inputs of 1 levels reach 256"));
-    assert!(legal(2, Range::new(0, 64), [-8, 7]).unwrap_err().contains("inputs of 2 levels reach 256"));
-    assert!(legal(1, Range::new(0, 15), [-65, 63]).unwrap_err().contains("weights of 1 levels"));
+    assert!(legal(1, Range::new(0, 128), [-8, 7]).unwrap_err().contains("1 level refused: inputs with their offsets reach 256"));
+    assert!(legal(2, Range::new(0, 64), [-8, 7]).unwrap_err().contains("2 levels refused: inputs with their offsets reach 256"));
+    assert!(legal(1, Range::new(0, 15), [-65, 63]).unwrap_err().contains("1 level refused: weights in [-130, 128]"));
 }

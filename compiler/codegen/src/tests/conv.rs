@@ -2,7 +2,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use hawqc_ir::text::seeded;
 use hawqc_ir::*;
-use hawqc_schedules::{Multiply, Schedule, WideMachine, WideSchedule};
+use hawqc_schedules::strassen::MAX_LEVELS;
+use hawqc_schedules::{Multiply, Schedule, StrassenSchedule, WideMachine, WideSchedule};
 
 use super::harness::{Case, Operand, runnable_targets};
 use crate::program::machine;
@@ -317,4 +318,54 @@ fn check_winograd(case: &Case, target: &Target, turn: usize) -> BTreeSet<(Multip
         allowed
     });
     all.into_keys().collect()
+}
+
+/// Strassen's algorithm at both levels, its schedules in turn, with whole and cut tiles and units, extreme operands, and each
+/// way out. Where operands may not fit bytes it is refused.
+#[test]
+fn strassen_agrees() {
+    for target in runnable_targets() {
+        let mut tried = BTreeSet::new();
+        for (turn, size) in [[1, 1], [1, 2], [3, 5], [4, 4], [9, 13]].into_iter().enumerate() {
+            for (src, wei) in [(Elem::U4, Elem::I4), (Elem::I4, Elem::I4), (Elem::U4, Elem::I8), (Elem::U8, Elem::I4)] {
+                let mut build = Build::new(src, wei, size, [256, 512][turn % 2], [64, 192, 128][turn % 3], [1, 1]);
+                build.batch = 1 + turn % 2;
+                build.extreme = [None, Some(1), Some(2), Some(3)][turn % 4];
+                build.bias = turn % 3 > 0;
+                let case = build.requantised([Elem::U8, Elem::I16, Elem::U4][turn % 3], Rounding::HalfUp);
+                let residual = build.requantised(Elem::I16, Rounding::HalfUp);
+                let residual = with_residual(residual, [Elem::I16, Elem::U8][turn % 2], Elem::U8, turn);
+                let narrow = build.case().with_weights(|w| w.clamp(-31, 31));
+                for (i, case) in [build.case(), case, residual, narrow].into_iter().enumerate() {
+                    let found = check_strassen(&case, &target, turn + i);
+                    assert!(found.is_empty() || src != Elem::U8 && (wei == Elem::I4 || i == 3), "{}", case.name);
+                    tried.extend(found);
+                }
+            }
+        }
+        let dots = machine(&target).wide.into_iter().flatten().filter(|w| w.dot).map(|w| w.registers);
+        // Two levels need 32 registers.
+        let expected: BTreeSet<usize> = (1..=dots.max().map_or(0, |registers| registers / 16)).collect();
+        assert_eq!(tried, expected, "{target}");
+    }
+}
+
+/// Checks two schedules of every level that the case's operands allow; which levels these were.
+fn check_strassen(case: &Case, target: &Target, turn: usize) -> BTreeSet<usize> {
+    let (spec, machine) = (case.spec(), machine(target));
+    let mut allowed = BTreeSet::new();
+    for levels in 1..=MAX_LEVELS {
+        // Units and channel blocks that nothing divides, and what is worth trying.
+        let small = Schedule::Strassen(StrassenSchedule { levels, mr: 2, nr: 3, tiles: 3, blocks: 1 });
+        if small.legal(&spec, machine).is_err() || !case.allows(target, small) {
+            continue;
+        }
+        let of_level = |s: &Schedule| matches!(s, Schedule::Strassen(strassen) if strassen.levels == levels);
+        let candidates: Vec<Schedule> = Schedule::candidates(&spec, machine).into_iter().filter(of_level).collect();
+        let mut schedules = vec![small];
+        schedules.extend(candidates.get(turn % candidates.len().max(1)));
+        case.check(target, &schedules, &[1, 3]);
+        allowed.insert(levels);
+    }
+    allowed
 }
