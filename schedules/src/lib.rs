@@ -104,7 +104,8 @@ impl Schedule {
         let winograd = direct.map(|(g, wide)| WinogradSchedule::defaults_for(g, machine, wide.multiply));
         let winograd = winograd.into_iter().flatten().map(Schedule::Winograd);
         let depthwise = DepthwiseGeometry::of(spec).and_then(|g| DepthwiseSchedule::default_for(&g, machine));
-        let assembled = winograd.chain(wide.map(Schedule::Wide));
+        let strassen = geometry.as_ref().and_then(|g| StrassenSchedule::default_for(g, machine));
+        let assembled = winograd.chain(strassen.map(Schedule::Strassen)).chain(wide.map(Schedule::Wide));
         let only = assembled::legal(spec, machine).ok().map(|()| Schedule::Assembled);
         let assembled = assembled.chain(depthwise.map(Schedule::Depthwise)).chain(only);
         assembled.chain([Schedule::portable_for(spec, machine)]).collect()

@@ -60,9 +60,8 @@ impl Sum {
 
     /// The sum of blocks, element by element.
     fn of(self, blocks: &[Vec<i64>]) -> Vec<i64> {
-        let both = |a: usize, b: usize, sign: i64| {
-            blocks[a].iter().zip(&blocks[b]).map(|(a, b)| a + sign * b).collect()
-        };
+        let both =
+            |a: usize, b: usize, sign: i64| blocks[a].iter().zip(&blocks[b]).map(|(a, b)| a + sign * b).collect();
         match self {
             One(a) => blocks[a].clone(),
             Plus(a, b) => both(a, b, 1),
@@ -94,9 +93,8 @@ impl Levels {
 
     /// What the inputs of every position can be.
     fn ranges(self, src: Range) -> Vec<Range> {
-        (0..self.0).fold(vec![src], |ranges, _| {
-            ranges.iter().flat_map(|&range| INPUTS.map(|sum| sum.range(range))).collect()
-        })
+        (0..self.0)
+            .fold(vec![src], |ranges, _| ranges.iter().flat_map(|&range| INPUTS.map(|sum| sum.range(range))).collect())
     }
 
     /// The weights of every position, `[position][output channel][input channel]` of parts, from `[K][C]`.
@@ -167,7 +165,10 @@ pub fn prove(
     let moved = ranges.iter().zip(&offsets).map(|(range, offset)| Range::new(range.lo + offset, range.hi + offset));
     let inputs = moved.reduce(Range::union).unwrap_or(src);
     if inputs.hi > i64::from(u8::MAX) {
-        return Err(format!("{levels} refused: inputs with their offsets reach {}; use fewer levels or bits", inputs.hi));
+        return Err(format!(
+            "{levels} refused: inputs with their offsets reach {}; use fewer levels or bits",
+            inputs.hi
+        ));
     }
     let weights = levels.weights(weights, k, c);
     let range = weights.iter().fold(Range::new(0, 0), |range, &w| range.union(Range::new(w, w)));

@@ -26,14 +26,26 @@ pub struct StrassenSchedule {
 const MAX_MR: usize = 8;
 const MAX_NR: usize = 4;
 const MAX_BLOCKING: usize = 1 << 16;
-/// Register tiles that are tried.
-const TILES: [(usize, usize); 5] = [(6, 4), (8, 3), (7, 3), (8, 2), (4, 4)];
-/// Pixels of a unit that are tried.
-const UNIT_PIXELS: [usize; 3] = [32, 64, 128];
+/// Register tiles that are tried, the default one first, and pixels of a unit.
+const TILES: [(usize, usize); 4] = [(7, 3), (4, 4), (6, 4), (8, 3)];
+const UNIT_PIXELS: [usize; 2] = [56, 112];
+/// Input channels and pixels from which on one level is faster than direct products, with as many output channels at
+/// most: `docs/strassen.md`.
+const WORTH_CHANNELS: usize = 512;
+const WORTH_PIXELS: usize = 32;
 /// Registers that combining the sums of two levels takes.
 const COMBINING_REGISTERS: usize = 32;
 
 impl StrassenSchedule {
+    /// The schedule worth having without a measurement. It was measured with AVX-512 only, and one level nearly as fast in a
+    /// network as two, whose weights take more memory.
+    pub(crate) fn default_for(geometry: &ConvGeometry, machine: Machine) -> Option<StrassenSchedule> {
+        let is_large = geometry.group_in >= WORTH_CHANNELS.max(geometry.channels) && geometry.pixels >= WORTH_PIXELS;
+        let was_measured = geometry.wide_machine(machine)?.registers >= COMBINING_REGISTERS;
+        let first = StrassenSchedule::candidates(geometry, machine).into_iter().next()?;
+        (is_large && was_measured && first.levels == 1).then_some(first)
+    }
+
     pub(crate) fn candidates(geometry: &ConvGeometry, machine: Machine) -> Vec<StrassenSchedule> {
         let mut all = Vec::new();
         let Some(wide) = geometry.wide_machine(machine) else {
@@ -45,15 +57,9 @@ impl StrassenSchedule {
             if geometry.wei_range.magnitude() * parts as i64 > 1 << 7 {
                 break;
             }
-            let tiles_all = geometry.pixels.div_ceil(parts);
             for (mr, nr) in TILES {
                 for pixels in UNIT_PIXELS {
-                    let units = geometry.pixels.div_ceil(pixels);
-                    // Equal units of whole register tiles.
-                    let tiles = tiles_all.div_ceil(units).next_multiple_of(mr).min(tiles_all);
-                    let blocks_all = (geometry.channels / parts / wide.lanes).div_ceil(nr).max(1);
-                    let blocks = if units >= 4 { blocks_all } else { blocks_all.div_ceil(4) };
-                    let schedule = StrassenSchedule { levels, mr, nr, tiles, blocks };
+                    let schedule = StrassenSchedule::with_tile(geometry, wide, levels, (mr, nr), pixels);
                     if schedule.legal(geometry, machine).is_ok() && !all.contains(&schedule) {
                         all.push(schedule);
                     }
@@ -61,6 +67,23 @@ impl StrassenSchedule {
             }
         }
         all
+    }
+
+    /// Equal units of about so many pixels and of whole register tiles.
+    fn with_tile(
+        geometry: &ConvGeometry,
+        wide: WideMachine,
+        levels: usize,
+        (mr, nr): (usize, usize),
+        pixels: usize,
+    ) -> StrassenSchedule {
+        let parts = Levels(levels).parts();
+        let (units, all) = (geometry.pixels.div_ceil(pixels), geometry.pixels.div_ceil(parts));
+        let tiles = all.div_ceil(units).next_multiple_of(mr).min(all);
+        let blocks = (geometry.channels / parts / wide.lanes).div_ceil(nr).max(1);
+        // Enough units to share.
+        let blocks = if units >= 4 { blocks } else { blocks.div_ceil(4) };
+        StrassenSchedule { levels, mr, nr, tiles, blocks }
     }
 
     /// Whether the schedule may be asked for; the proof that it gives every bit needs the weights.

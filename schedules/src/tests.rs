@@ -49,6 +49,20 @@ fn every_candidate_is_legal_and_reads_back() {
 }
 
 #[test]
+fn strassen_is_the_default_where_it_was_faster() {
+    let is_strassen = |pixels, c, k, machine| {
+        let spec = conv_of(Elem::U4, pixels, c, k, Elem::I4, 1);
+        let preferred = Schedule::preferred(&spec, machine);
+        assert!(preferred.iter().any(|s| matches!(s, Schedule::Wide(_))));
+        matches!(preferred[0], Schedule::Strassen(StrassenSchedule { levels: 1, .. }))
+    };
+    assert!(is_strassen([14, 14], 1024, 256, AVX512) && is_strassen([7, 7], 2048, 512, AVX512));
+    // Few input channels, few pixels, many outputs, a machine that was not measured.
+    assert!(!is_strassen([56, 56], 256, 64, AVX512) && !is_strassen([1, 1], 2048, 512, AVX512));
+    assert!(!is_strassen([7, 7], 512, 2048, AVX512) && !is_strassen([14, 14], 1024, 256, AVX2));
+}
+
+#[test]
 fn other_kernels_have_the_default_only() {
     let ty = TensorType::new(Elem::I16, [1, 2, 2, 8]);
     let add = vec![(Add {}.into(), vec![Arg::Operand(0), Arg::Operand(1)])];

@@ -19,29 +19,33 @@ use hawqc_schedules::Schedule;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
-/// Pixels of a row and a column, images, input and output channels.
+/// Images, their height and width, input and output channels.
 struct Layer {
     name: &'static str,
-    size: usize,
-    batch: usize,
+    images: usize,
+    size: [usize; 2],
     c: usize,
     k: usize,
 }
 
-const fn layer(name: &'static str, size: usize, batch: usize, c: usize, k: usize) -> Layer {
-    Layer { name, size, batch, c, k }
+const fn layer(name: &'static str, size: [usize; 2], c: usize, k: usize) -> Layer {
+    Layer { name, images: 1, size, c, k }
 }
 
-const LAYERS: [Layer; 9] = [
-    layer("28x28 128->512", 28, 1, 128, 512),
-    layer("28x28 512->128", 28, 1, 512, 128),
-    layer("14x14 256->1024", 14, 1, 256, 1024),
-    layer("14x14 1024->256", 14, 1, 1024, 256),
-    layer("7x7 512->2048", 7, 1, 512, 2048),
-    layer("7x7 2048->512", 7, 1, 2048, 512),
-    layer("28x28 1024->1024", 28, 1, 1024, 1024),
-    layer("batch 64 1024->1024", 1, 64, 1024, 1024),
-    layer("batch 128 2048->2048", 1, 128, 2048, 2048),
+const LAYERS: [Layer; 12] = [
+    layer("56x56 256->64", [56, 56], 256, 64),
+    layer("28x28 128->512", [28, 28], 128, 512),
+    layer("28x28 512->128", [28, 28], 512, 128),
+    layer("28x28 512->256", [28, 28], 512, 256),
+    layer("14x14 256->1024", [14, 14], 256, 1024),
+    layer("14x14 1024->256", [14, 14], 1024, 256),
+    layer("14x14 1024->512", [14, 14], 1024, 512),
+    layer("7x7 512->2048", [7, 7], 512, 2048),
+    layer("7x7 2048->512", [7, 7], 2048, 512),
+    // Dense layers: a row of pixels for every row of a batch, and once an image for each.
+    layer("64 rows 1024->1024", [64, 1], 1024, 1024),
+    Layer { images: 64, ..layer("64 images 1024->1024", [1, 1], 1024, 1024) },
+    layer("128 rows 2048->2048", [128, 1], 2048, 2048),
 ];
 
 /// Runs of a turn, the first of which counts apart, and those of the first pass.
@@ -50,7 +54,7 @@ const FIRST_PASS_RUNS: usize = 12;
 
 impl Layer {
     fn graph(&self) -> Result<(Graph, KernelSpec)> {
-        let src = TensorType::new(Elem::U4, [self.batch, self.size, self.size, self.c]);
+        let src = TensorType::new(Elem::U4, [self.images, self.size[0], self.size[1], self.c]);
         let wei = TensorType::new(Elem::I4, [self.k, 1, 1, self.c]);
         let range = wei.int_range()?;
         let per_channel = |elem, range| seeded(&TensorType::new(elem, [self.k]), 3, range);
@@ -109,10 +113,10 @@ impl Contender {
         Ok(())
     }
 
-    /// `direct`, `1 level` or `2 levels`.
+    /// What it competes with its like for.
     fn group(&self) -> String {
         match self.schedule {
-            Schedule::Strassen(strassen) => format!("strassen {}", strassen.levels),
+            Schedule::Strassen(strassen) => format!("{} level", strassen.levels),
             _ => "direct".to_owned(),
         }
     }
@@ -163,11 +167,11 @@ fn measure(layer: &Layer, target: &Target, turns: usize) -> Result<()> {
     }
     let direct = all.iter().find(|(name, _)| name == "direct").map(|(_, c)| [quartile(&c.first), quartile(&c.warm)]);
     let [direct_first, direct_warm] = direct.unwrap_or([f64::NAN; 2]);
-    let macs = (layer.batch * layer.size * layer.size * layer.c * layer.k) as f64;
+    let macs = (layer.images * layer.size[0] * layer.size[1] * layer.c * layer.k) as f64;
     for (name, contender) in &all {
         let (first, warm) = (quartile(&contender.first), quartile(&contender.warm));
         println!(
-            "{:<22} {name:<11} {:>8.1} us {:>6.1} GMAC/s  {:.3} warm {:.3} first  {}",
+            "{:<22} {name:<7} {:>8.1} us {:>6.1} GMAC/s  {:.3} warm {:.3} first  {}",
             layer.name,
             warm * 1e6,
             macs / warm / 1e9,

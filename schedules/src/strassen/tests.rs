@@ -50,9 +50,10 @@ fn run(operands: &Operands, x: &[i64], [p, c, k]: [usize; 3]) -> Vec<i64> {
             let row = &x[(position * p_part + pixel) * c_part..][..c_part];
             for channel in 0..k_part {
                 let row_weights = &weights[(position * k_part + channel) * c_part..][..c_part];
-                let products = row.iter().zip(row_weights).map(|(&x, &w)| {
-                    i32::from((x + offset) as u8).wrapping_mul(i32::from(w as i8))
-                });
+                let products = row
+                    .iter()
+                    .zip(row_weights)
+                    .map(|(&x, &w)| i32::from((x + offset) as u8).wrapping_mul(i32::from(w as i8)));
                 let start = starts[position * k_part + channel];
                 sums.push(i64::from(products.fold(start, i32::wrapping_add)));
             }
@@ -105,7 +106,15 @@ fn proofs_are_tight() {
     assert_eq!(legal(1, Range::new(0, 15), [-8, 7]).unwrap(), shown);
     assert!(legal(1, Range::new(0, 127), [-64, 63]).is_ok());
     assert!(legal(2, Range::new(0, 63), [-32, 31]).is_ok());
-    assert!(legal(1, Range::new(0, 128), [-8, 7]).unwrap_err().contains("1 level refused: inputs with their offsets reach 256"));
-    assert!(legal(2, Range::new(0, 64), [-8, 7]).unwrap_err().contains("2 levels refused: inputs with their offsets reach 256"));
+    assert!(
+        legal(1, Range::new(0, 128), [-8, 7])
+            .unwrap_err()
+            .contains("1 level refused: inputs with their offsets reach 256")
+    );
+    assert!(
+        legal(2, Range::new(0, 64), [-8, 7])
+            .unwrap_err()
+            .contains("2 levels refused: inputs with their offsets reach 256")
+    );
     assert!(legal(1, Range::new(0, 15), [-65, 63]).unwrap_err().contains("1 level refused: weights in [-130, 128]"));
 }

@@ -461,9 +461,8 @@ impl Strassen {
         leaves: usize,
         tile: impl Fn(&mut Code, Value, FuncRef),
     ) -> Result<(), Unsupported> {
-        let leaf = |i: usize| {
-            frame.leaves.get(leaves + i).copied().ok_or_else(|| Unsupported::new("no leaf of a cut tile"))
-        };
+        let leaf =
+            |i: usize| frame.leaves.get(leaves + i).copied().ok_or_else(|| Unsupported::new("no leaf of a cut tile"));
         let cut = usize::from(unit.is_last && self.rest_pixels() > 0);
         let whole = unit.tiles - cut;
         if whole > 0 {
