@@ -1,8 +1,8 @@
 //! Strassen's algorithm in a network of ResNet-50's shape with 4-bit weights and activations, on one thread.
 //!
 //! Three versions of the network take turns: direct products, and Strassen's algorithm of one and of two levels in the 1x1
-//! convolutions that have it by default. Prints how many times faster they are than direct products. Argument, optional: the
-//! number of turns.
+//! convolutions that have it by default. Prints how many times faster they are than direct products. Arguments, both optional:
+//! the number of turns, and `all` for Strassen's algorithm wherever it may be asked for.
 
 mod network;
 
@@ -28,26 +28,26 @@ struct Version {
     whole: Vec<f64>,
 }
 
-/// The schedule of a kernel that has Strassen's algorithm by default, with so many levels.
-fn schedule(spec: &KernelSpec, target: &Target, levels: usize) -> Option<Schedule> {
-    let preferred = Schedule::preferred(spec, machine(target));
-    if !matches!(preferred.first(), Some(Schedule::Strassen(_))) {
+/// The schedule of a kernel that has Strassen's algorithm by default, or if `all` may have it, with so many levels.
+fn schedule(spec: &KernelSpec, target: &Target, levels: usize, all: bool) -> Option<Schedule> {
+    let machine = machine(target);
+    let strassen_levels = |schedule: &Schedule| match schedule {
+        Schedule::Strassen(strassen) => strassen.levels,
+        _ => 0,
+    };
+    let (preferred, candidates) = (Schedule::preferred(spec, machine), Schedule::candidates(spec, machine));
+    if !all && strassen_levels(preferred.first()?) == 0 || candidates.iter().all(|s| strassen_levels(s) == 0) {
         return None;
     }
-    let all = preferred.into_iter().chain(Schedule::candidates(spec, machine(target)));
-    let wanted = |schedule: &Schedule| match schedule {
-        Schedule::Strassen(strassen) => strassen.levels == levels,
-        _ => levels == 0,
-    };
-    all.into_iter().find(wanted)
+    preferred.into_iter().chain(candidates).find(|s| strassen_levels(s) == levels)
 }
 
 impl Version {
-    fn new(graph: &Graph, target: &Target, levels: usize) -> Result<Version> {
+    fn new(graph: &Graph, target: &Target, levels: usize, all: bool) -> Result<Version> {
         let mut options = Options::new(target.clone());
         for value in graph.values() {
             if let Op::Kernel(spec) = graph.op(value)
-                && let Some(schedule) = schedule(spec, target, levels)
+                && let Some(schedule) = schedule(spec, target, levels, all)
             {
                 options.schedules.insert(spec.as_ref().clone(), schedule);
             }
@@ -85,12 +85,15 @@ fn quartile(times: &[f64]) -> f64 {
 }
 
 fn main() -> Result<()> {
-    let turns = std::env::args().nth(1).map_or(Ok(60), |turns| turns.parse())?;
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let turns = arguments.first().map_or(Ok(60), |turns| turns.parse())?;
+    let all = arguments.get(1).is_some_and(|word| word == "all");
     let target = Target::parse("host")?;
     let graph = resnet50(Elem::U4, Elem::I4)?;
     let image = seeded(graph.ty(graph.inputs()[0]), 99, Elem::U8.int_range())?;
     let input = Tensor::from_bytes(hawqc_runtime::Elem::U8, image.shape().to_vec(), &image.to_bytes())?;
-    let mut versions = (0..=2).map(|levels| Version::new(&graph, &target, levels)).collect::<Result<Vec<_>>>()?;
+    let version = |levels: usize| Version::new(&graph, &target, levels, all);
+    let mut versions = (0..=2).map(version).collect::<Result<Vec<_>>>()?;
     for _ in 0..turns {
         let results = versions.iter_mut().map(|version| version.turn(&input)).collect::<Result<Vec<_>>>()?;
         if results.iter().any(|result| *result != results[0]) {
