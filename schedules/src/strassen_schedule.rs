@@ -25,14 +25,16 @@ pub struct StrassenSchedule {
 
 const MAX_MR: usize = 8;
 const MAX_NR: usize = 4;
-const MAX_BLOCKING: usize = 1 << 16;
+/// Bounds scratch memory, and with it displacements within it.
+const MAX_TILES: usize = 1 << 10;
+const MAX_BLOCKS: usize = 1 << 16;
 /// Register tiles that are tried, the default one first, and pixels of a unit.
 const TILES: [(usize, usize); 4] = [(7, 3), (4, 4), (6, 4), (8, 3)];
 const UNIT_PIXELS: [usize; 2] = [56, 112];
 /// Input channels and pixels from which on one level is faster than direct products, with as many output channels at
 /// most: `docs/strassen.md`.
 const WORTH_CHANNELS: usize = 512;
-const WORTH_PIXELS: usize = 32;
+const WORTH_PIXELS: usize = 49;
 /// Registers that combining the sums of two levels takes.
 const COMBINING_REGISTERS: usize = 32;
 
@@ -94,8 +96,12 @@ impl StrassenSchedule {
         if !(1..=MAX_MR).contains(&mr) || !(1..=MAX_NR).contains(&nr) {
             return Err(format!("a tile is 1 to {MAX_MR} by 1 to {MAX_NR} vectors"));
         }
-        if ![tiles, blocks].iter().all(|v| (1..=MAX_BLOCKING).contains(v)) {
-            return Err(format!("tiles and blocks are 1 to {MAX_BLOCKING}"));
+        if !(1..=MAX_TILES).contains(&tiles) || !(1..=MAX_BLOCKS).contains(&blocks) {
+            return Err(format!("tiles are 1 to {MAX_TILES}, blocks 1 to {MAX_BLOCKS}"));
+        }
+        let all = geometry.pixels.div_ceil(Levels(self.levels).parts());
+        if tiles > all {
+            return Err(format!("there are {all} tiles"));
         }
         let needed = registers(Multiply::Dot, mr, nr);
         if needed > wide.registers {

@@ -96,7 +96,8 @@ fn illegal_and_malformed_schedules_say_why() {
         ("strassen levels=3 mr=7 nr=4 tiles=4 blocks=1", "levels are 1 to 2"),
         ("strassen levels=1 mr=8 nr=4 tiles=4 blocks=1", "needs 33 registers"),
         ("strassen levels=1 mr=9 nr=1 tiles=4 blocks=1", "1 to 8 by 1 to 4"),
-        ("strassen levels=1 mr=7 nr=4 tiles=0 blocks=1", "1 to 65536"),
+        ("strassen levels=1 mr=7 nr=4 tiles=0 blocks=1", "tiles are 1 to 1024"),
+        ("strassen levels=1 mr=7 nr=4 tiles=9 blocks=1", "there are 8 tiles"),
     ] {
         let result = text.parse::<Schedule>().unwrap().legal(&spec, AVX512);
         assert_eq!(result.is_ok(), expected.is_empty(), "{text}");

@@ -54,17 +54,23 @@ mod tests {
     fn transformed_weights_give_way() {
         let mut build = Build::new(Elem::U8, Elem::I8, [28, 28], 64, 64, [3, 3]);
         build.op.pad = [1, 1, 1, 1];
+        give_way(&build, "x86-64-v3", 36 * 64 * 64 * 2);
+        let build = Build::new(Elem::U4, Elem::I4, [8, 8], 512, 64, [1, 1]);
+        give_way(&build, "x86-avx512", 7 * 512 * 64 / 4);
+    }
+
+    /// Transformed weights of `bytes` give way to plain ones where a limit leaves no room for them.
+    fn give_way(build: &Build, target: &str, bytes: usize) {
         let (graph, _) = build.requantised(Elem::U8, Rounding::HalfUp).graph();
         let within = |max_resident: Option<usize>| {
-            let options = Options { max_resident, ..Options::new(Target::parse("x86-64-v3").unwrap()) };
+            let options = Options { max_resident, ..Options::new(Target::parse(target).unwrap()) };
             let program = Program::new(&graph, &options)?;
             let step = &program.steps[0];
-            let kernel = &program.kernels[step.kernel];
-            let is_transformed = kernel.schedule.transforms_weights();
+            let is_transformed = program.kernels[step.kernel].schedule.transforms_weights();
             Ok::<_, CodegenError>((is_transformed, program.constant_bytes(), step.notes.join("\n")))
         };
         let (is_transformed, free, _) = within(None).unwrap();
-        assert!(is_transformed && free > 36 * 64 * 64 * 2);
+        assert!(is_transformed && free > bytes);
         assert_eq!(within(Some(free)).unwrap().1, free);
         let (is_transformed, least, notes) = within(Some(free - 1)).unwrap();
         assert!(!is_transformed && least < free && notes.contains("beyond the limit of memory"), "{notes}");

@@ -356,8 +356,11 @@ fn check_strassen(case: &Case, target: &Target, turn: usize) -> BTreeSet<usize> 
     let mut allowed = BTreeSet::new();
     for levels in 1..=MAX_LEVELS {
         // Units and channel blocks that nothing divides, and what is worth trying.
-        let small = Schedule::Strassen(StrassenSchedule { levels, mr: 2, nr: 3, tiles: 3, blocks: 1 });
-        if small.legal(&spec, machine).is_err() || !case.allows(target, small) {
+        let small = [3, 1].map(|tiles| Schedule::Strassen(StrassenSchedule { levels, mr: 2, nr: 3, tiles, blocks: 1 }));
+        let Some(&small) = small.iter().find(|s| s.legal(&spec, machine).is_ok()) else {
+            continue;
+        };
+        if !case.allows(target, small) {
             continue;
         }
         let of_level = |s: &Schedule| matches!(s, Schedule::Strassen(strassen) if strassen.levels == levels);
