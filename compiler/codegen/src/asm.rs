@@ -17,7 +17,7 @@ mod ops;
 use iced_x86::{Code, OpKind, Register};
 use thiserror::Error;
 
-pub use ops::{Binary, Shift, ShiftBy, Widen};
+pub use ops::{Binary, Shift, ShiftBy, Widen, pack_orders};
 
 /// A family of vector instructions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -251,6 +251,33 @@ impl Asm {
         self.push(Code::VEX_Vmovdqu_xmmm128_xmm, [Operand::Mem(to), x]);
     }
 
+    /// Stores four vectors of i32 lanes of 512 bits, one behind the other, as bytes with saturation; `order` is
+    /// [`pack_orders`]' first. Overwrites all.
+    pub fn store_bytes_quad(&mut self, to: Mem, [a, b, c, d]: [V; 4], signed: bool, order: Mem) {
+        let z = |v| Operand::Vec(v, View::Z);
+        self.push(Code::EVEX_Vpackssdw_zmm_k1z_zmm_zmmm512b32, [z(a), z(a), z(b)]);
+        self.push(Code::EVEX_Vpackssdw_zmm_k1z_zmm_zmmm512b32, [z(c), z(c), z(d)]);
+        let code = if signed {
+            Code::EVEX_Vpacksswb_zmm_k1z_zmm_zmmm512
+        } else {
+            Code::EVEX_Vpackuswb_zmm_k1z_zmm_zmmm512
+        };
+        self.push(code, [z(a), z(a), z(c)]);
+        self.load(b, order);
+        self.push(Code::EVEX_Vpermd_zmm_k1z_zmm_zmmm512b32, [z(a), z(b), z(a)]);
+        self.store(to, a);
+    }
+
+    /// Stores two vectors of i32 lanes of 512 bits, one behind the other, as i16 with saturation; `order` is
+    /// [`pack_orders`]' second. Overwrites both.
+    pub fn store_i16_pair(&mut self, to: Mem, [low, high]: [V; 2], order: Mem) {
+        let z = |v| Operand::Vec(v, View::Z);
+        self.push(Code::EVEX_Vpackssdw_zmm_k1z_zmm_zmmm512b32, [z(low), z(low), z(high)]);
+        self.load(high, order);
+        self.push(Code::EVEX_Vpermq_zmm_k1z_zmm_zmmm512b64, [z(low), z(high), z(low)]);
+        self.store(to, low);
+    }
+
     /// Stores four vectors of i32 lanes as bytes with saturation, each where it belongs. Overwrites all.
     pub fn store_bytes_apart(&mut self, to: [Mem; 4], [a, b, c, d]: [V; 4], signed: bool) {
         if self.isa == Isa::Avx512 {
@@ -285,4 +312,12 @@ impl Asm {
     pub fn argument(&mut self, table: Gpr, word: usize) -> Gpr {
         self.load_word(Mem::at(table, 8 * word))
     }
+}
+
+/// What orders the lanes of 512-bit vectors that were packed four to one and two to one, as vectors of i32. Packing works in
+/// parts of 128 bits: word 4k + v of four to one, quadword 2k + v of two to one, holds part k of vector v.
+pub fn pack_orders() -> [Vec<i32>; 2] {
+    let bytes = (0..16).map(|to| to % 4 * 4 + to / 4).collect();
+    let words = (0..8).flat_map(|to| [to % 4 * 2 + to / 4, 0]).collect();
+    [bytes, words]
 }

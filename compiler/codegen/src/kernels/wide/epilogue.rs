@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 
 use hawqc_ir::{Arg, Elem, KernelSpec, Op, Range, Requant, Rounding, Tensor, TensorType};
 
-use crate::asm::{Asm, Binary, Gpr, Isa, Mem, Shift, ShiftBy, V, Widen};
+use crate::asm::{Asm, Binary, Gpr, Isa, Mem, Shift, ShiftBy, Src, V, Widen, pack_orders};
 use crate::error::Unsupported;
 use crate::kernels::Table;
 
@@ -31,6 +31,22 @@ struct Lane {
     half: i32,
 }
 
+impl Lane {
+    /// The record of [`Product::Halves`]. With m = u 2^16 + l, |v| < 2^15 and f = e - 16,
+    /// floor((v m + 2^(e-1)) / 2^e) = floor((v u + floor(v l / 2^16) + 2^(f-1)) / 2^f), all within 2^30 + 2^14 + 2^29.
+    fn halves(&self) -> Option<[i32; RECORD_VECTORS]> {
+        let exponent = self.shift + 32 - self.left;
+        let upper = (self.mult + (1 << 15)) >> 16;
+        let lower = self.mult - (upper << 16);
+        if self.mult == 0 {
+            return Some([0; RECORD_VECTORS]);
+        }
+        let fits = self.mult < i32::MAX - (1 << 15) && upper < 1 << 15 && (17..=46).contains(&exponent);
+        let half = if self.half == 0 { 0 } else { 1 << (exponent.max(17) - 17) };
+        fits.then_some([upper, lower & 0xffff, half, exponent as i32 - 16, 0])
+    }
+}
+
 /// A requantisation's instructions and where its table stands.
 struct WideRequant {
     op: Requant,
@@ -38,8 +54,18 @@ struct WideRequant {
     table: usize,
     /// One record for every vector of channels; otherwise one for all.
     per_channel: bool,
-    /// Whether values are shifted left first.
-    scaled: bool,
+    product: Product,
+    /// Limits that some value of the source reaches: i64's where none does.
+    limits: (i64, i64),
+}
+
+/// How v m is formed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Product {
+    /// In 64 bits; `scaled`: values are shifted left first.
+    Wide { scaled: bool },
+    /// v is of 16 bits: its products with the halves of m, each in 32 bits.
+    Halves,
 }
 
 /// See the module's documentation.
@@ -52,17 +78,42 @@ pub struct WideEpilogue {
     literals: Vec<i32>,
 }
 
-/// Registers with the addresses an epilogue reads from.
+/// Registers with the addresses an epilogue reads from, and with constants.
 pub struct Pointers {
     /// Of each operand.
     operands: Vec<(usize, Gpr)>,
     tables: Vec<Gpr>,
     literals: Gpr,
+    held: Vec<(Constant, V)>,
+}
+
+/// A vector that an epilogue reads.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Constant {
+    /// A vector of the record of the table's first channels.
+    Part { table: usize, part: usize },
+    Literal(i32),
+}
+
+/// Which constants [`WideEpilogue::hold`] may keep.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Hold {
+    /// Those that are the same in all channels.
+    Uniform,
+    /// Those of one vector of channels too.
+    Vector,
 }
 
 /// Vectors of a requantisation's record: multipliers, those of odd lanes moved down, rounding terms, shifts,
-/// left shifts.
+/// left shifts. [`Product::Halves`]: upper halves, lower halves, rounding terms, shifts.
 const RECORD_VECTORS: usize = 5;
+const MULT: usize = 0;
+const ODD_MULT: usize = 1;
+const HALF: usize = 2;
+const SHIFT: usize = 3;
+const LEFT: usize = 4;
+const UPPER: usize = MULT;
+const LOWER: usize = ODD_MULT;
 /// In every lane of the first literals: pairs of one, nibble masks, nibble excess.
 const FIXED_LITERALS: [i32; 3] = [0x0001_0001, 0x0f0f_0f0f, 0x0808_0808];
 
@@ -87,7 +138,7 @@ impl WideEpilogue {
                     let (requant, table) = requant_table(spec, index, requant, constants, isa, tables.len())?;
                     epilogue.literal(-requant.op.src_zero);
                     epilogue.literal(requant.op.dst_zero);
-                    epilogue.clamp_literals(requant.op.lo, requant.op.hi);
+                    epilogue.clamp_literals(requant.limits.0, requant.limits.1);
                     epilogue.requants.insert(index, requant);
                     tables.push(table);
                 }
@@ -119,8 +170,11 @@ impl WideEpilogue {
 
     /// What of the constants the code depends on.
     pub fn form(&self) -> String {
-        let form =
-            |(step, r): (&usize, &WideRequant)| format!("{step}:{}{} ", u8::from(r.per_channel), u8::from(r.scaled));
+        let form = |(step, r): (&usize, &WideRequant)| {
+            let [halves, scaled] = [r.product == Product::Halves, r.product == Product::Wide { scaled: true }];
+            let bits = [r.per_channel, halves, scaled, r.limits.0 > i64::MIN, r.limits.1 < i64::MAX];
+            format!("{step}:{} ", bits.map(|bit| if bit { '1' } else { '0' }).iter().collect::<String>())
+        };
         self.requants.iter().map(form).collect()
     }
 
@@ -158,7 +212,11 @@ impl WideEpilogue {
     }
 
     pub fn literal_table(&self, isa: Isa) -> Table {
-        Table::new(self.literals.iter().flat_map(|&v| v.to_le_bytes().repeat(isa.lanes())).collect())
+        let repeated = |v: &i32| vec![*v; isa.lanes()];
+        let (fixed, others) = self.literals.split_at(FIXED_LITERALS.len());
+        let orders = if isa == Isa::Avx512 { pack_orders().concat() } else { Vec::new() };
+        let lanes = fixed.iter().flat_map(repeated).chain(orders).chain(others.iter().flat_map(repeated));
+        Table::new(lanes.flat_map(i32::to_le_bytes).collect())
     }
 
     pub fn nibble_mask(&self, isa: Isa) -> usize {
@@ -180,7 +238,7 @@ impl WideEpilogue {
     /// Where a constant lies.
     pub fn at(&self, isa: Isa, literals: Gpr, value: i32) -> Mem {
         let found = self.literals[FIXED_LITERALS.len()..].iter().position(|&v| v == value).unwrap_or(0);
-        Mem::at(literals, (FIXED_LITERALS.len() + found) * isa.bytes())
+        Mem::at(literals, (FIXED_LITERALS.len() + orders(isa) + found) * isa.bytes())
     }
 
     /// The registers with the addresses of operands (at the tile's first pixel and channel) and of tables (at
@@ -189,7 +247,78 @@ impl WideEpilogue {
         let operands = self.operands();
         let tables = (0..self.requants.len()).map(|i| asm.argument(table, first_word + operands.len() + i)).collect();
         let load = |(i, operand): (usize, &usize)| (*operand, asm.argument(table, first_word + i));
-        Pointers { operands: operands.iter().enumerate().map(load).collect(), tables, literals }
+        Pointers { operands: operands.iter().enumerate().map(load).collect(), tables, literals, held: Vec::new() }
+    }
+
+    /// Loads constants into up to `free` registers, those first that are read most often. Held ones of
+    /// [`Hold::Vector`] are those of the vector that the pointers are at.
+    pub fn hold(&self, asm: &mut Asm, pointers: &mut Pointers, hold: Hold, free: usize) {
+        let mut uses: Vec<(Constant, usize)> = Vec::new();
+        for constant in self.constants(hold) {
+            match uses.iter_mut().find(|(known, _)| *known == constant) {
+                Some((_, count)) => *count += 1,
+                None => uses.push((constant, 1)),
+            }
+        }
+        uses.sort_by_key(|&(_, count)| std::cmp::Reverse(count));
+        pointers.held.clear();
+        for (constant, _) in uses.into_iter().take(free) {
+            let register = asm.vec();
+            let from = self.place(asm.isa, pointers, constant, 0);
+            asm.load(register, from);
+            pointers.held.push((constant, register));
+        }
+    }
+
+    /// Registers that the steps of a sum need beside it.
+    pub fn temporaries(&self) -> usize {
+        1 + self.operands().len()
+    }
+
+    /// Every reading of a constant that may be held.
+    fn constants(&self, hold: Hold) -> Vec<Constant> {
+        let mut all = Vec::new();
+        let last = self.spec.steps().len() - 1;
+        for (index, step) in self.spec.steps().iter().enumerate().skip(self.first) {
+            let whole = self.whole(index == last);
+            if let Some(requant) = self.requants.get(&index) {
+                if hold == Hold::Vector || !requant.per_channel {
+                    all.extend(requant.parts().map(|part| Constant::Part { table: requant.table, part }));
+                }
+                let zeros = [-requant.op.src_zero, requant.op.dst_zero];
+                all.extend(zeros.into_iter().filter(|&zero| zero != 0).map(Constant::Literal));
+                all.extend(needed_limits(requant.limits, whole).into_iter().flatten().map(Constant::Literal));
+            } else if let Op::Clamp(clamp) = &step.op {
+                all.extend(needed_limits((clamp.lo, clamp.hi), whole).into_iter().flatten().map(Constant::Literal));
+            }
+        }
+        all
+    }
+
+    /// The range that the store enforces after the last step: values are in their types' ranges, so its saturation is
+    /// the clamp to the whole range.
+    fn whole(&self, is_last: bool) -> Option<Range> {
+        self.spec.result().elem.range().filter(|_| is_last && self.spec.result().elem != Elem::I32)
+    }
+
+    /// Where a constant lies for the vector `vector` vectors behind the pointers.
+    fn place(&self, isa: Isa, pointers: &Pointers, constant: Constant, vector: usize) -> Mem {
+        match constant {
+            Constant::Part { table, part } => {
+                let is_per_channel = self.requants.values().any(|r| r.table == table && r.per_channel);
+                let record = if is_per_channel { vector * RECORD_VECTORS } else { 0 };
+                Mem::at(pointers.tables[table], (record + part) * isa.bytes())
+            }
+            Constant::Literal(value) => self.at(isa, pointers.literals, value),
+        }
+    }
+
+    /// A constant as an operand.
+    fn constant(&self, isa: Isa, pointers: &Pointers, constant: Constant, vector: usize) -> Src {
+        match pointers.held.iter().find(|(held, _)| *held == constant) {
+            Some(&(_, register)) => register.into(),
+            None => self.place(isa, pointers, constant, vector).into(),
+        }
     }
 
     /// Moves the pointers on by a vector of channels.
@@ -230,7 +359,6 @@ impl WideEpilogue {
             }
             to
         };
-        let (tables, literals) = (&pointers.tables, pointers.literals);
         let mut results: Vec<V> = sum.into_iter().collect();
         let last = self.spec.steps().len() - 1;
         for (index, step) in self.spec.steps().iter().enumerate().skip(self.first) {
@@ -239,16 +367,14 @@ impl WideEpilogue {
                 Arg::Operand(i) => load(asm, i),
             };
             let value = arg(asm, 0);
-            // Values are in their types' ranges, so the store's saturation is the clamp to the whole range.
-            let saturates = index == last && self.spec.result().elem != Elem::I32;
-            let whole = self.spec.result().elem.range().filter(|_| saturates);
+            let whole = self.whole(index == last);
             match &step.op {
                 Op::Requant(_) => {
                     let requant = &self.requants[&index];
-                    self.requant(asm, requant, (tables[requant.table], literals), vector, value);
-                    self.clamp(asm, literals, value, (requant.op.lo, requant.op.hi), whole);
+                    self.requant(asm, requant, pointers, vector, value);
+                    self.clamp(asm, pointers, value, requant.limits, whole);
                 }
-                Op::Clamp(clamp) => self.clamp(asm, literals, value, (clamp.lo, clamp.hi), whole),
+                Op::Clamp(clamp) => self.clamp(asm, pointers, value, (clamp.lo, clamp.hi), whole),
                 _ => {
                     let other = arg(asm, 1);
                     asm.binary(Binary::AddI32, value, value, other);
@@ -259,44 +385,84 @@ impl WideEpilogue {
         results[last]
     }
 
-    fn requant(&self, asm: &mut Asm, requant: &WideRequant, (table, literals): (Gpr, Gpr), vector: usize, value: V) {
+    fn requant(&self, asm: &mut Asm, requant: &WideRequant, pointers: &Pointers, vector: usize, value: V) {
         let isa = asm.isa;
-        let record = if requant.per_channel { vector * RECORD_VECTORS } else { 0 };
-        let part = |i: usize| Mem::at(table, (record + i) * isa.bytes());
+        let part = |part: usize| self.constant(isa, pointers, Constant::Part { table: requant.table, part }, vector);
+        let literal = |value: i32| self.constant(isa, pointers, Constant::Literal(value), vector);
         if requant.op.src_zero != 0 {
-            asm.binary(Binary::AddI32, value, value, self.at(isa, literals, -requant.op.src_zero));
+            asm.binary(Binary::AddI32, value, value, literal(-requant.op.src_zero));
         }
-        if requant.scaled {
-            asm.shift_by(ShiftBy::LeftI32, value, value, part(4));
+        let other = asm.vec();
+        match requant.product {
+            Product::Wide { scaled } => {
+                if scaled {
+                    asm.shift_by(ShiftBy::LeftI32, value, value, part(LEFT));
+                }
+                asm.shift(Shift::RightU64, other, value, 32);
+                asm.binary(Binary::MulEven, value, value, part(MULT));
+                asm.binary(Binary::MulEven, other, other, part(requant.odd_mult()));
+                asm.shift(Shift::RightU64, value, value, 32);
+                asm.blend_odd(value, other);
+            }
+            Product::Halves => {
+                asm.binary(Binary::Maddwd, other, value, part(LOWER));
+                asm.binary(Binary::Maddwd, value, value, part(UPPER));
+                asm.shift(Shift::RightI32, other, other, 16);
+                asm.binary(Binary::AddI32, value, value, other);
+            }
         }
-        let odd = asm.vec();
-        asm.shift(Shift::RightU64, odd, value, 32);
-        asm.binary(Binary::MulEven, value, value, part(0));
-        asm.binary(Binary::MulEven, odd, odd, part(1));
-        asm.shift(Shift::RightU64, value, value, 32);
-        asm.blend_odd(value, odd);
         if requant.op.round != Rounding::Floor {
-            asm.binary(Binary::AddI32, value, value, part(2));
+            asm.binary(Binary::AddI32, value, value, part(HALF));
         }
-        asm.shift_by(ShiftBy::RightI32, value, value, part(3));
+        asm.shift_by(ShiftBy::RightI32, value, value, part(SHIFT));
         if requant.op.dst_zero != 0 {
-            asm.binary(Binary::AddI32, value, value, self.at(isa, literals, requant.op.dst_zero));
+            asm.binary(Binary::AddI32, value, value, literal(requant.op.dst_zero));
         }
     }
 
     /// Limits lanes; a limit that the store's saturation to `whole` enforces costs nothing.
-    fn clamp(&self, asm: &mut Asm, literals: Gpr, value: V, (lo, hi): (i64, i64), whole: Option<Range>) {
-        let [low, high] = limits(lo, hi);
+    fn clamp(&self, asm: &mut Asm, pointers: &Pointers, value: V, limits: (i64, i64), whole: Option<Range>) {
         let isa = asm.isa;
-        // A container of 4 bits is stored as a byte, whose saturation is wider.
-        let bytes = whole.filter(|r| *r != Range::new(0, 15) && *r != Range::new(-8, 7));
-        if let Some(low) = low.filter(|_| bytes.is_none_or(|r| r.lo != lo)) {
-            asm.binary(Binary::MaxI32, value, value, self.at(isa, literals, low));
-        }
-        if let Some(high) = high.filter(|_| bytes.is_none_or(|r| r.hi != hi)) {
-            asm.binary(Binary::MinI32, value, value, self.at(isa, literals, high));
+        for (op, limit) in [Binary::MaxI32, Binary::MinI32].into_iter().zip(needed_limits(limits, whole)) {
+            if let Some(limit) = limit {
+                asm.binary(op, value, value, self.constant(isa, pointers, Constant::Literal(limit), 0));
+            }
         }
     }
+}
+
+impl WideRequant {
+    /// The multipliers of odd lanes; those of even ones if all are equal.
+    fn odd_mult(&self) -> usize {
+        if self.per_channel { ODD_MULT } else { MULT }
+    }
+
+    /// The vectors of a record that are read, each as often as it is.
+    fn parts(&self) -> impl Iterator<Item = usize> {
+        let half = (self.op.round != Rounding::Floor).then_some(HALF);
+        let left = (self.product == Product::Wide { scaled: true }).then_some(LEFT);
+        let second = if self.product == Product::Halves { LOWER } else { self.odd_mult() };
+        [MULT, second, SHIFT].into_iter().chain(half).chain(left)
+    }
+}
+
+/// The limits that lanes are compared with, where the store's saturation to `whole` does not enforce them.
+fn needed_limits((lo, hi): (i64, i64), whole: Option<Range>) -> [Option<i32>; 2] {
+    // A container of 4 bits is stored as a byte, whose saturation is wider.
+    let bytes = whole.filter(|r| *r != Range::new(0, 15) && *r != Range::new(-8, 7));
+    let [low, high] = limits(lo, hi);
+    [low.filter(|_| bytes.is_none_or(|r| r.lo != lo)), high.filter(|_| bytes.is_none_or(|r| r.hi != hi))]
+}
+
+/// Vectors of orders among the fixed literals.
+fn orders(isa: Isa) -> usize {
+    if isa == Isa::Avx512 { pack_orders().len() } else { 0 }
+}
+
+/// Where [`pack_orders`] lie, which 512-bit vectors have.
+pub fn pack_orders_at(isa: Isa, literals: Gpr) -> Option<[Mem; 2]> {
+    let first = FIXED_LITERALS.len();
+    (isa == Isa::Avx512).then(|| [first, first + 1].map(|vector| Mem::at(literals, vector * isa.bytes())))
 }
 
 /// The limits that an `i32` may exceed.
@@ -345,9 +511,37 @@ fn requant_table(
     if !per_channel {
         lanes = vec![lanes[0]; isa.lanes()];
     }
-    let scaled = lanes.iter().any(|lane| lane.left > 0);
-    let bytes = lanes.chunks(isa.lanes()).flat_map(record).collect();
-    Ok((WideRequant { op: requant.clone(), table, per_channel, scaled }, Table::new(bytes)))
+    let limits = reached_limits(requant, range, &lanes);
+    let halves = if magnitude < 1 << 15 { lanes.iter().map(Lane::halves).collect() } else { None };
+    let (product, records) = match halves {
+        Some(halves) => (Product::Halves, halves),
+        None => {
+            let odd = |i: usize| if i % 2 == 0 { lanes[i + 1].mult } else { 0 };
+            let record = |(i, l): (usize, &Lane)| [l.mult, odd(i), l.half, l.shift as i32, l.left as i32];
+            let scaled = lanes.iter().any(|lane| lane.left > 0);
+            (Product::Wide { scaled }, lanes.iter().enumerate().map(record).collect::<Vec<_>>())
+        }
+    };
+    let vectors = records.chunks(isa.lanes()).flat_map(|lanes| {
+        (0..RECORD_VECTORS).flat_map(|part| lanes.iter().flat_map(move |record| record[part].to_le_bytes()))
+    });
+    let bytes = vectors.collect();
+    Ok((WideRequant { op: requant.clone(), table, per_channel, product, limits }, Table::new(bytes)))
+}
+
+/// The limits of `requant`, but those beyond every result: a requantisation is monotonic, so the ends of the source's
+/// range give the extreme ones.
+fn reached_limits(requant: &Requant, src: Range, lanes: &[Lane]) -> (i64, i64) {
+    let result = |v: i64, lane: &Lane| {
+        let product = i128::from(v - i64::from(requant.src_zero)) * i128::from(lane.mult) << lane.left;
+        let half = i128::from(lane.half) << 32;
+        ((product + half) >> (lane.shift + 32)) + i128::from(requant.dst_zero)
+    };
+    let least = lanes.iter().map(|lane| result(src.lo, lane)).min().unwrap_or(i128::MIN);
+    let most = lanes.iter().map(|lane| result(src.hi, lane)).max().unwrap_or(i128::MAX);
+    let lo = if least < i128::from(requant.lo) { requant.lo } else { i64::MIN };
+    let hi = if most > i128::from(requant.hi) { requant.hi } else { i64::MAX };
+    (lo, hi)
 }
 
 fn is_per_channel(mult: &Tensor, out: &TensorType) -> Result<bool, Unsupported> {
@@ -386,17 +580,4 @@ fn lane(mult: i64, shift: i64, magnitude: i64, requant: &Requant) -> Result<Lane
     let total = shift + left;
     let half = if requant.round == Rounding::Floor { 0 } else { 1i32 << (total - 33) };
     Ok(Lane { mult, shift: total - 32, left, half })
-}
-
-/// The bytes of a record, in the order of [`RECORD_VECTORS`].
-fn record(lanes: &[Lane]) -> Vec<u8> {
-    let ints = |f: &dyn Fn(usize) -> i32| (0..lanes.len()).flat_map(|i| f(i).to_le_bytes()).collect::<Vec<u8>>();
-    [
-        ints(&|i| lanes[i].mult),
-        ints(&|i| if i % 2 == 0 { lanes[i + 1].mult } else { 0 }),
-        ints(&|i| lanes[i].half),
-        ints(&|i| lanes[i].shift as i32),
-        ints(&|i| lanes[i].left as i32),
-    ]
-    .concat()
 }

@@ -12,7 +12,7 @@
 use hawqc_ir::Elem;
 use hawqc_schedules::Multiply;
 
-use super::epilogue::WideEpilogue;
+use super::epilogue::{Hold, WideEpilogue, pack_orders_at};
 use super::window::Window;
 use crate::asm::{Asm, AsmError, Binary, Gpr, Isa, Mem, Shift, Src, V, Widen};
 
@@ -133,10 +133,12 @@ impl Micro<'_> {
         let acc = std::mem::take(&mut tile.acc);
         let dst = asm.argument(table, Word::Dst as usize);
         let row_bytes = self.channels * self.dst.bytes();
-        let pointers = self.epilogue.pointers(asm, (table, FIXED_WORDS), literals);
+        let mut pointers = self.epilogue.pointers(asm, (table, FIXED_WORDS), literals);
+        let free = self.isa.registers().saturating_sub(acc.len() + self.epilogue.temporaries());
+        self.epilogue.hold(asm, &mut pointers, Hold::Uniform, free);
         for (pixel, sums) in acc.chunks(nr).enumerate() {
             let results = self.epilogue.emit(asm, &pointers, pixel, sums);
-            store(asm, self.dst, Mem::at(dst, pixel * row_bytes), &results);
+            store(asm, self.dst, Mem::at(dst, pixel * row_bytes), &results, literals);
         }
         std::mem::replace(asm, Asm::new(self.isa).0).finish()
     }
@@ -328,22 +330,40 @@ fn unpack_nibbles(asm: &mut Asm, packed: V, low: V, high: V, [mask, excess]: [V;
     asm.binary(Binary::SubI8, high, high, excess);
 }
 
-/// Stores vectors of i32 lanes, narrowed with saturation.
-pub fn store(asm: &mut Asm, dst: Elem, to: Mem, vectors: &[V]) {
+/// Stores vectors of i32 lanes, narrowed with saturation. `literals` are an epilogue's.
+pub fn store(asm: &mut Asm, dst: Elem, to: Mem, mut vectors: &[V], literals: Gpr) {
     let lanes = asm.isa.lanes();
-    let at = |v: usize| Mem { disp: to.disp + (v * lanes * dst.bytes()) as i32, ..to };
-    let mut v = 0;
-    while v < vectors.len() {
-        match dst.bytes() {
-            1 if v + 1 < vectors.len() => {
-                asm.store_bytes_pair(at(v), [vectors[v], vectors[v + 1]], dst.is_signed());
-                v += 1;
+    let orders = pack_orders_at(asm.isa, literals);
+    let mut to = to;
+    while !vectors.is_empty() {
+        let stored = match (dst.bytes(), vectors, orders) {
+            (1, &[a, b, c, d, ..], Some([order, _])) => {
+                asm.store_bytes_quad(to, [a, b, c, d], dst.is_signed(), order);
+                4
             }
-            1 => asm.store_bytes(at(v), vectors[v], dst.is_signed()),
-            2 => asm.store_i16(at(v), vectors[v]),
-            _ => asm.store(at(v), vectors[v]),
-        }
-        v += 1;
+            (1, &[a, b, ..], _) => {
+                asm.store_bytes_pair(to, [a, b], dst.is_signed());
+                2
+            }
+            (1, _, _) => {
+                asm.store_bytes(to, vectors[0], dst.is_signed());
+                1
+            }
+            (2, &[a, b, ..], Some([_, order])) => {
+                asm.store_i16_pair(to, [a, b], order);
+                2
+            }
+            (2, _, _) => {
+                asm.store_i16(to, vectors[0]);
+                1
+            }
+            _ => {
+                asm.store(to, vectors[0]);
+                1
+            }
+        };
+        vectors = &vectors[stored..];
+        to.disp += (stored * lanes * dst.bytes()) as i32;
     }
 }
 
