@@ -102,6 +102,7 @@ impl Micro<'_> {
         let literals = asm.argument(table, Word::Literals as usize);
         let mut tile = self.tile(asm, table, literals, mr, nr);
         let slots = self.start(asm, table, &tile);
+        self.prefetch_results(asm, table, mr, nr);
         let runs = asm.argument(table, Word::Runs as usize);
         asm.repeat(self.runs, |asm| {
             asm.load_int(tile.offset, Mem::at(runs, 0));
@@ -141,6 +142,18 @@ impl Micro<'_> {
             store(asm, self.dst, Mem::at(dst, pixel * row_bytes), &results, literals);
         }
         std::mem::replace(asm, Asm::new(self.isa).0).finish()
+    }
+
+    /// Asks for what the epilogue will touch. From one pixel to the next it is too far for the hardware to guess.
+    fn prefetch_results(&self, asm: &mut Asm, table: Gpr, mr: usize, nr: usize) {
+        let operands = self.epilogue.operand_bytes().into_iter().enumerate().map(|(i, bytes)| (FIXED_WORDS + i, bytes));
+        for (word, bytes) in operands.chain([(Word::Dst as usize, self.dst.bytes())]) {
+            let first = asm.argument(table, word);
+            for pixel in 0..mr {
+                let of_pixel = (0..nr * self.isa.lanes() * bytes).step_by(CACHE_LINE);
+                of_pixel.for_each(|at| asm.prefetch(Mem::at(first, pixel * self.channels * bytes + at)));
+            }
+        }
     }
 
     fn tile(&self, asm: &mut Asm, table: Gpr, literals: Gpr, mr: usize, nr: usize) -> Tile {
