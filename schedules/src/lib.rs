@@ -96,7 +96,7 @@ impl Schedule {
         let geometry = ConvGeometry::of(spec);
         let wide = geometry.as_ref().and_then(|g| WideSchedule::default_for(g, machine));
         let direct = geometry.as_ref().zip(wide.as_ref());
-        let winograd = direct.map(|(g, wide)| WinogradSchedule::defaults_for(g, machine, wide.multiply));
+        let winograd = direct.map(|(g, wide)| WinogradSchedule::defaults_for(g, machine, wide));
         let winograd = winograd.into_iter().flatten().map(Schedule::Winograd);
         let depthwise = DepthwiseGeometry::of(spec).and_then(|g| DepthwiseSchedule::default_for(&g, machine));
         let assembled = winograd.chain(wide.map(Schedule::Wide));
@@ -131,6 +131,17 @@ impl Schedule {
             all.push(Schedule::Default);
         }
         all
+    }
+
+    /// Nanoseconds that the schedule is expected to take on one thread, if there is an estimate.
+    pub fn estimated_ns(self, spec: &KernelSpec, machine: Machine) -> Option<f64> {
+        let geometry = ConvGeometry::of(spec)?;
+        let wide = geometry.wide_machine(machine)?;
+        match self {
+            Schedule::Wide(schedule) => Some(schedule.estimated_ns(&geometry, wide)),
+            Schedule::Winograd(schedule) => Some(schedule.estimated_ns(&geometry, wide)),
+            _ => None,
+        }
     }
 
     /// Whether the schedule can run `spec` on `machine`; the error says why not.

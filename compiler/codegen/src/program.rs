@@ -86,7 +86,7 @@ pub struct Step {
     pub symbol: String,
     /// Position of the kernel.
     pub kernel: usize,
-    /// What was proved of the step's constants, and why preferred schedules were passed over.
+    /// The time expected on one thread, what was proved of the step's constants, and why preferred schedules were passed over.
     pub notes: Vec<String>,
     pub dst: Place,
     pub operands: Vec<Place>,
@@ -384,9 +384,10 @@ impl Builder {
         let count = tables.len();
         let tables = tables.into_iter().map(|table| self.constant(table.bytes, table.is_weights)).collect();
         let proof = Some(std::mem::take(&mut lowered.proof)).filter(|proof| !proof.is_empty());
+        let estimate = schedule.estimated_ns(spec, machine).map(|ns| format!("estimate {:.1} us", ns / 1e3));
         let draft = Draft {
             kernel: 0,
-            notes: proof.into_iter().chain(passed_over).collect(),
+            notes: estimate.into_iter().chain(proof).chain(passed_over).collect(),
             operands: lowered.operands.iter().map(|&i| args[i]).collect(),
             tables,
             scratch_bytes: lowered.scratch_bytes * lowered.max_tasks(),

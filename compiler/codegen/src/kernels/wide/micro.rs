@@ -28,10 +28,12 @@ pub enum Word {
     /// Byte offsets of the runs (i32).
     Runs,
     Literals,
+    /// Bytes from the weights to what is asked for while they are read ([`Ahead`]).
+    Ahead,
 }
 
 /// Words before the epilogue's.
-pub const FIXED_WORDS: usize = 7;
+pub const FIXED_WORDS: usize = 8;
 
 /// How the weights that a kernel reads become operands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -55,6 +57,8 @@ pub struct Micro<'a> {
     pub steps: usize,
     pub load: Load,
     pub window: Window,
+    /// Tiles that read the same weights, one after the other.
+    pub readers: usize,
     pub epilogue: &'a WideEpilogue,
     pub dst: Elem,
     /// Output channels from one pixel of the result to the next.
@@ -66,6 +70,29 @@ const PREFETCH_BYTES: usize = 4096;
 const CACHE_LINE: usize = 64;
 /// Steps that the inner loop holds.
 const UNROLL: usize = 4;
+
+/// How tiles ask for the weights that follow theirs: each for its share of every round of the inner loop, so that memory
+/// is asked evenly. Where many tiles read the same weights they come from a near cache anyway.
+#[derive(Clone, Copy)]
+pub struct Ahead {
+    /// Cache lines of a tile's share.
+    lines: usize,
+    /// From these weights to those that follow.
+    stream_bytes: usize,
+}
+
+impl Ahead {
+    /// For weights of `steps` steps of `step_bytes`. None where a tile's share would be less than a line.
+    pub fn new(readers: usize, steps: usize, step_bytes: usize) -> Option<Ahead> {
+        let lines = UNROLL * step_bytes / CACHE_LINE;
+        (readers <= lines).then(|| Ahead { lines: lines.div_ceil(readers), stream_bytes: steps * step_bytes })
+    }
+
+    /// The word [`Word::Ahead`] of the first of the tiles, and what a tile's is more than the one's before.
+    pub fn distance(&self) -> [usize; 2] {
+        [self.stream_bytes, self.lines * CACHE_LINE]
+    }
+}
 
 struct Tile {
     mr: usize,
@@ -83,6 +110,7 @@ struct Tile {
     ones: Option<V>,
     /// `Nibbles`: the mask of a low half, and the excess.
     nibble: Option<[V; 2]>,
+    ahead: Option<(Ahead, Gpr)>,
 }
 
 impl Micro<'_> {
@@ -96,11 +124,23 @@ impl Micro<'_> {
 
     /// The code of a tile of `mr` pixels by `nr` vectors.
     pub fn assemble(&self, mr: usize, nr: usize) -> Result<Vec<u8>, AsmError> {
+        let steps = self.runs * self.steps;
+        // A tile of one pixel has its own way.
+        let ahead = Ahead::new(self.readers, steps, self.step_bytes(nr)).filter(|_| mr > 1);
+        match self.assemble_asking(mr, nr, ahead) {
+            // A large tile may leave no register for the distance.
+            Err(AsmError::Registers { .. }) if ahead.is_some() => self.assemble_asking(mr, nr, None),
+            done => done,
+        }
+    }
+
+    fn assemble_asking(&self, mr: usize, nr: usize, ahead: Option<Ahead>) -> Result<Vec<u8>, AsmError> {
         let (mut asm, table) = Asm::new(self.isa);
         let asm = &mut asm;
         asm.set_odd_mask();
         let literals = asm.argument(table, Word::Literals as usize);
         let mut tile = self.tile(asm, table, literals, mr, nr);
+        tile.ahead = ahead.map(|ahead| (ahead, asm.argument(table, Word::Ahead as usize)));
         let slots = self.start(asm, table, &tile);
         self.prefetch_results(asm, table, mr, nr);
         let runs = asm.argument(table, Word::Runs as usize);
@@ -132,6 +172,7 @@ impl Micro<'_> {
             self.last_widening(asm, table, &tile, literals, &slots);
         }
         let acc = std::mem::take(&mut tile.acc);
+        let literals = asm.argument(table, Word::Literals as usize);
         let dst = asm.argument(table, Word::Dst as usize);
         let row_bytes = self.channels * self.dst.bytes();
         let mut pointers = self.epilogue.pointers(asm, (table, FIXED_WORDS), literals);
@@ -186,7 +227,7 @@ impl Micro<'_> {
         let taken = needed - usize::from(nr > 1) - if holds { 0 } else { nr };
         let in_flight = if self.multiply == Multiply::Dot { 0 } else { nr - 1 };
         let products = asm.vecs(in_flight.min(self.isa.registers().saturating_sub(taken).max(1)));
-        Tile { mr, nr, acc, pixels, offset, weights, input, products, held, ones, nibble }
+        Tile { mr, nr, acc, pixels, offset, weights, input, products, held, ones, nibble, ahead: None }
     }
 
     /// Bytes of the weights of a step, as they are read.
@@ -228,6 +269,10 @@ impl Micro<'_> {
             if tile.mr == 1 {
                 let bytes = steps * self.step_bytes(tile.nr);
                 (0..bytes).step_by(CACHE_LINE).for_each(|at| asm.prefetch(Mem::at(tile.weights, PREFETCH_BYTES + at)));
+            }
+            if let Some((ahead, distance)) = tile.ahead {
+                let line = |line: usize| Mem::indexed(tile.weights, distance, line * CACHE_LINE);
+                (0..ahead.lines).for_each(|i| asm.prefetch(line(i)));
             }
             asm.add_int(tile.offset, 4 * steps);
             asm.add_int(tile.weights, steps * self.step_bytes(tile.nr));

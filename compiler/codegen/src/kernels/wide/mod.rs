@@ -26,7 +26,7 @@ use super::{Body, Frame, Leaf, Lowered, Table};
 use crate::asm::{AsmError, Isa};
 use crate::error::Unsupported;
 use epilogue::WideEpilogue;
-use micro::{FIXED_WORDS, Load, Micro, Word, assemble_expand};
+use micro::{Ahead, FIXED_WORDS, Load, Micro, Word, assemble_expand};
 use source::Source;
 use window::Window;
 
@@ -122,6 +122,7 @@ pub(super) fn lower(
         steps,
         load: if expands { Load::Direct } else { load },
         window,
+        readers: wide.readers(),
         epilogue: &epilogue,
         dst: wide.dst,
         channels: geometry.channels_out(),
@@ -268,6 +269,11 @@ impl Wide {
         let rows = self.schedule.rows;
         let last = self.geometry.out[0] - (self.row_blocks() - 1) * rows;
         [rows, last].map(|rows| rows * self.geometry.out[1])
+    }
+
+    /// Tiles that read a block's weights where these lie in memory.
+    fn readers(&self) -> usize {
+        if self.expands { usize::MAX } else { self.unit_pixels()[0].div_ceil(self.schedule.mr) }
     }
 
     /// Bytes of a channel block's packed weights.
@@ -421,16 +427,23 @@ impl Wide {
         if whole > 0 {
             let leaf = self.leaf(frame, mr, vectors)?;
             c.count(whole, 1, |c, tile| {
-                let pixel = c.mul_int(tile, mr);
-                self.tile(c, frame, unit, (block, weights), pixel, leaf);
+                let weights = (weights, self.ahead(c, vectors, tile));
+                self.tile(c, frame, unit, (block, weights), tile, leaf);
             });
         }
         if rest > 0 {
             let leaf = self.leaf(frame, rest, vectors)?;
-            let pixel = c.int(whole * mr);
-            self.tile(c, frame, unit, (block, weights), pixel, leaf);
+            let tile = c.int(whole);
+            let weights = (weights, self.ahead(c, vectors, tile));
+            self.tile(c, frame, unit, (block, weights), tile, leaf);
         }
         Ok(())
+    }
+
+    /// The word of that name for a tile of a block of `vectors`.
+    fn ahead(&self, c: &mut Code, vectors: usize, tile: Value) -> Value {
+        let ahead = Ahead::new(self.readers(), self.depth, self.block_bytes(vectors) / self.depth);
+        distance(c, ahead, tile)
     }
 
     fn tile(
@@ -438,10 +451,11 @@ impl Wide {
         c: &mut Code,
         frame: &Frame,
         unit: &Unit,
-        (block, weights): (Value, Value),
-        pixel: Value,
+        (block, (weights, ahead)): (Value, (Value, Value)),
+        tile: Value,
         leaf: FuncRef,
     ) {
+        let pixel = c.mul_int(tile, self.schedule.mr);
         let block_vectors = self.schedule.nr;
         let channel = c.mul_int(block, block_vectors * self.isa.lanes());
         let in_result = c.add(unit.first_pixel, pixel);
@@ -454,6 +468,7 @@ impl Wide {
         words[Word::Dst as usize] = c.offset(frame.dst, element, self.dst.bytes());
         words[Word::Runs as usize] = frame.tables[RUNS];
         words[Word::Literals as usize] = frame.tables[LITERALS];
+        words[Word::Ahead as usize] = ahead;
         for (i, &bytes) in self.operand_bytes.iter().enumerate() {
             words.push(c.offset(frame.operands[1 + i], element, bytes));
         }
@@ -462,6 +477,13 @@ impl Wide {
         }
         call(c, leaf, &words);
     }
+}
+
+/// [`Word::Ahead`] of a tile, counted among those that read the same weights.
+fn distance(c: &mut Code, ahead: Option<Ahead>, tile: Value) -> Value {
+    let [first, more] = ahead.map_or([0, 0], |ahead| ahead.distance());
+    let more = c.mul_int(tile, more);
+    c.add_int(more, first)
 }
 
 /// Calls a leaf function with a table of words.

@@ -13,11 +13,11 @@ use hawqc_schedules::winograd::{Layer, Winograd2d, prove};
 use hawqc_schedules::{ConvGeometry, Machine, Multiply, WinogradSchedule};
 
 use super::epilogue::WideEpilogue;
-use super::micro::{FIXED_WORDS, Load, Micro, Word};
+use super::micro::{Ahead, FIXED_WORDS, Load, Micro, Word};
 use super::source::Source;
 use super::transform::{InputLayout, Outputs, add_literals, assemble_input, assemble_output};
 use super::window::Window;
-use super::{MACS_PER_WORK, call, ints};
+use super::{MACS_PER_WORK, call, distance, ints};
 use crate::asm::{AsmError, Isa};
 use crate::error::Unsupported;
 use crate::kernels::conv::Geometry;
@@ -199,6 +199,11 @@ impl Winograd {
         self.unit_rows().map(|rows| rows * self.grid()[1])
     }
 
+    /// Register tiles that read the weights of a position and a block.
+    fn readers(&self) -> usize {
+        self.unit_tiles()[0].div_ceil(self.schedule.mr)
+    }
+
     /// Bytes of the inputs of all tiles at a position, of the sums of a block at a position, and of the weights of a
     /// block's vector at a position.
     fn inputs_bytes(&self) -> usize {
@@ -261,6 +266,7 @@ impl Winograd {
             steps: self.geometry.group_in.div_ceil(self.schedule.multiply.step()),
             load: Load::Direct,
             window: self.window,
+            readers: self.readers(),
             epilogue: none,
             dst: Elem::I32,
             channels: nr * self.isa.lanes(),
@@ -432,12 +438,16 @@ impl Winograd {
             if whole > 0 { Some(self.product(frame, mr, vectors)?) } else { None },
             if rest > 0 { Some(self.product(frame, rest, vectors)?) } else { None },
         );
+        let steps = self.vector_weights_bytes() / self.isa.bytes();
+        let ahead = Ahead::new(self.readers(), steps, vectors * self.isa.bytes());
         c.count(positions, 1, |c, position| {
             let src = c.offset(unit.inputs, position, self.inputs_bytes());
             let weights = c.offset(block_weights, position, vectors * self.vector_weights_bytes());
             let start = c.offset(block_start, position, 4 * self.geometry.group_out);
             let sums = c.offset(unit.sums, position, self.sums_bytes());
-            let run = |c: &mut Code, tile: Value, leaf: FuncRef| {
+            let run = |c: &mut Code, group: Value, leaf: FuncRef| {
+                let tile = c.mul_int(group, mr);
+                let ahead = distance(c, ahead, group);
                 let mut words = [frame.dst; FIXED_WORDS];
                 words[Word::Pixels as usize] = c.offset(frame.tables[TILES], tile, 4);
                 words[Word::Src as usize] = src;
@@ -446,17 +456,15 @@ impl Winograd {
                 words[Word::Dst as usize] = c.offset(sums, tile, self.tile_sum_bytes());
                 words[Word::Runs as usize] = frame.tables[RUNS];
                 words[Word::Literals as usize] = frame.tables[LITERALS];
+                words[Word::Ahead as usize] = ahead;
                 call(c, leaf, &words);
             };
             if let Some(leaf) = leaf {
-                c.count(whole, 1, |c, group| {
-                    let tile = c.mul_int(group, mr);
-                    run(c, tile, leaf);
-                });
+                c.count(whole, 1, |c, group| run(c, group, leaf));
             }
             if let Some(leaf) = rest_leaf {
-                let tile = c.int(whole * mr);
-                run(c, tile, leaf);
+                let group = c.int(whole);
+                run(c, group, leaf);
             }
         });
         Ok(())
