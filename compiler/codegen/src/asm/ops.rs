@@ -168,6 +168,11 @@ impl Asm {
         self.push(Code::Prefetcht0_m8, [Operand::Mem(from)]);
     }
 
+    /// The same, for the second-level cache.
+    pub fn prefetch_second(&mut self, from: Mem) {
+        self.push(Code::Prefetcht1_m8, [Operand::Mem(from)]);
+    }
+
     /// The 32 bits at `from` in every lane.
     pub fn broadcast_i32(&mut self, dst: V, from: Mem) {
         let code = match self.isa {

@@ -272,7 +272,7 @@ impl Micro<'_> {
             }
             if let Some((ahead, distance)) = tile.ahead {
                 let line = |line: usize| Mem::indexed(tile.weights, distance, line * CACHE_LINE);
-                (0..ahead.lines).for_each(|i| asm.prefetch(line(i)));
+                (0..ahead.lines).for_each(|i| asm.prefetch_second(line(i)));
             }
             asm.add_int(tile.offset, 4 * steps);
             asm.add_int(tile.weights, steps * self.step_bytes(tile.nr));
