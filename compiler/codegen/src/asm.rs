@@ -147,8 +147,8 @@ enum Item {
     LoopBack(usize),
 }
 
-/// The opmask that holds [`Asm::set_odd_mask`]'s lanes.
-const ODD: Register = Register::K1;
+/// The opmask that holds [`Asm::set_even_mask`]'s lanes.
+const EVEN: Register = Register::K1;
 
 /// A function under construction.
 pub struct Asm {
@@ -239,12 +239,12 @@ impl Asm {
         self.items.push(Item::LoopBack(label));
     }
 
-    /// Prepares [`Asm::blend_odd`].
-    pub fn set_odd_mask(&mut self) {
+    /// Prepares [`Asm::high_halves`].
+    pub fn set_even_mask(&mut self) {
         if self.isa == Isa::Avx512 {
             let lanes = self.gpr();
-            self.set(lanes, 0xaaaa);
-            self.push(Code::VEX_Kmovw_kr_r32, [Operand::Mask(ODD), Operand::Gpr32(lanes)]);
+            self.set(lanes, 0x5555);
+            self.push(Code::VEX_Kmovw_kr_r32, [Operand::Mask(EVEN), Operand::Gpr32(lanes)]);
         }
     }
 

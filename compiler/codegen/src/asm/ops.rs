@@ -2,7 +2,7 @@
 
 use iced_x86::{Code, OpKind};
 
-use super::{Asm, Gpr, Isa, Mem, ODD, Operand, Src, V, View};
+use super::{Asm, EVEN, Gpr, Isa, Mem, Operand, Src, V, View};
 
 /// A table of codes: one row an operation, one column an encoding.
 macro_rules! codes {
@@ -33,6 +33,8 @@ codes! {
         Maddubs VEX_Vpmaddubsw_ymm_ymm_ymmm256 EVEX_Vpmaddubsw_zmm_k1z_zmm_zmmm512,
         /// Signed products of the even i32 lanes, 64 bits each.
         MulEven VEX_Vpmuldq_ymm_ymm_ymmm256 EVEX_Vpmuldq_zmm_k1z_zmm_zmmm512b64,
+        /// High halves of u16 products.
+        MulHighU16 VEX_Vpmulhuw_ymm_ymm_ymmm256 EVEX_Vpmulhuw_zmm_k1z_zmm_zmmm512,
         MulI16 VEX_Vpmullw_ymm_ymm_ymmm256 EVEX_Vpmullw_zmm_k1z_zmm_zmmm512,
         MulI32 VEX_Vpmulld_ymm_ymm_ymmm256 EVEX_Vpmulld_zmm_k1z_zmm_zmmm512b32,
         AddI8 VEX_Vpaddb_ymm_ymm_ymmm256 EVEX_Vpaddb_zmm_k1z_zmm_zmmm512,
@@ -183,17 +185,21 @@ impl Asm {
         self.push(code, operands);
     }
 
-    /// The odd i32 lanes of `odd`, the even ones of `dst`; after [`Asm::set_odd_mask`].
-    pub fn blend_odd(&mut self, dst: V, odd: V) {
+    /// The high halves of 64-bit lanes: those of `even` in even i32 lanes, those of `odd` in odd ones; after
+    /// [`Asm::set_even_mask`]. Overwrites both; returns the one with the result.
+    pub fn high_halves(&mut self, even: V, odd: V) -> V {
         match self.isa {
             Isa::Avx2 => {
+                self.shift(Shift::RightU64, even, even, 32);
                 let imm = Operand::Imm(OpKind::Immediate8, 0xaa);
-                let operands = [self.reg(dst), self.reg(dst), self.reg(odd), imm];
+                let operands = [self.reg(even), self.reg(even), self.reg(odd), imm];
                 self.push(Code::VEX_Vpblendd_ymm_ymm_ymmm256_imm8, operands);
+                even
             }
             Isa::Avx512 => {
-                let operands = [self.reg(dst), self.reg(odd)];
-                self.push_masked(Code::EVEX_Vmovdqa32_zmm_k1z_zmmm512, operands, Some(ODD));
+                let operands = [self.reg(odd), self.reg(even)];
+                self.push_masked(Code::EVEX_Vmovshdup_zmm_k1z_zmmm512, operands, Some(EVEN));
+                odd
             }
         }
     }

@@ -237,7 +237,7 @@ impl Depthwise {
     fn assemble_tile(&self, epilogue: &WideEpilogue, mr: usize) -> Result<Vec<u8>, AsmError> {
         let (mut asm, table) = Asm::new(self.isa);
         let a = &mut asm;
-        a.set_odd_mask();
+        a.set_even_mask();
         let [src, weights, start, dst, literals] = [0, 1, 2, 3, 4].map(|word| a.argument(table, word));
         let mut pointers = epilogue.pointers(a, (table, TILE_WORDS), literals);
         let free = self.isa.registers().saturating_sub(mr + epilogue.temporaries());

@@ -34,16 +34,18 @@ struct Lane {
 impl Lane {
     /// The record of [`Product::Halves`]. With m = u 2^16 + l, |v| < 2^15 and f = e - 16,
     /// floor((v m + 2^(e-1)) / 2^e) = floor((v u + floor(v l / 2^16) + 2^(f-1)) / 2^f), all within 2^30 + 2^14 + 2^29.
-    fn halves(&self) -> Option<[i32; RECORD_VECTORS]> {
+    /// l is rounded to the nearest if v may be negative, so that it is of 16 bits with sign, otherwise down.
+    fn halves(&self, signed: bool) -> Option<[i32; RECORD_VECTORS]> {
         let exponent = self.shift + 32 - self.left;
-        let upper = (self.mult + (1 << 15)) >> 16;
-        let lower = self.mult - (upper << 16);
-        if self.mult == 0 {
+        let mult = i64::from(self.mult);
+        let upper = (mult + if signed { 1 << 15 } else { 0 }) >> 16;
+        let lower = mult - (upper << 16);
+        if mult == 0 {
             return Some([0; RECORD_VECTORS]);
         }
-        let fits = self.mult < i32::MAX - (1 << 15) && upper < 1 << 15 && (17..=46).contains(&exponent);
+        let fits = upper < 1 << 15 && (17..=46).contains(&exponent);
         let half = if self.half == 0 { 0 } else { 1 << (exponent.max(17) - 17) };
-        fits.then_some([upper, lower & 0xffff, half, exponent as i32 - 16, 0])
+        fits.then_some([upper as i32, (lower & 0xffff) as i32, half, exponent as i32 - 16, 0])
     }
 }
 
@@ -64,8 +66,8 @@ struct WideRequant {
 enum Product {
     /// In 64 bits; `scaled`: values are shifted left first.
     Wide { scaled: bool },
-    /// v is of 16 bits: its products with the halves of m, each in 32 bits.
-    Halves,
+    /// v is of 16 bits: its products with the halves of m, each in 32 bits. `signed`: v may be negative.
+    Halves { signed: bool },
 }
 
 /// See the module's documentation.
@@ -171,8 +173,10 @@ impl WideEpilogue {
     /// What of the constants the code depends on.
     pub fn form(&self) -> String {
         let form = |(step, r): (&usize, &WideRequant)| {
-            let [halves, scaled] = [r.product == Product::Halves, r.product == Product::Wide { scaled: true }];
-            let bits = [r.per_channel, halves, scaled, r.limits.0 > i64::MIN, r.limits.1 < i64::MAX];
+            let is = |product: Product| r.product == product;
+            let [unsigned, signed] = [false, true].map(|signed| is(Product::Halves { signed }));
+            let scaled = is(Product::Wide { scaled: true });
+            let bits = [r.per_channel, unsigned, signed, scaled, r.limits.0 > i64::MIN, r.limits.1 < i64::MAX];
             format!("{step}:{} ", bits.map(|bit| if bit { '1' } else { '0' }).iter().collect::<String>())
         };
         self.requants.iter().map(form).collect()
@@ -371,21 +375,26 @@ impl WideEpilogue {
             match &step.op {
                 Op::Requant(_) => {
                     let requant = &self.requants[&index];
-                    self.requant(asm, requant, pointers, vector, value);
-                    self.clamp(asm, pointers, value, requant.limits, whole);
+                    let scaled = self.requant(asm, requant, pointers, vector, value);
+                    self.clamp(asm, pointers, scaled, requant.limits, whole);
+                    results.push(scaled);
                 }
-                Op::Clamp(clamp) => self.clamp(asm, pointers, value, (clamp.lo, clamp.hi), whole),
+                Op::Clamp(clamp) => {
+                    self.clamp(asm, pointers, value, (clamp.lo, clamp.hi), whole);
+                    results.push(value);
+                }
                 _ => {
                     let other = arg(asm, 1);
                     asm.binary(Binary::AddI32, value, value, other);
+                    results.push(value);
                 }
             }
-            results.push(value);
         }
         results[last]
     }
 
-    fn requant(&self, asm: &mut Asm, requant: &WideRequant, pointers: &Pointers, vector: usize, value: V) {
+    /// Overwrites `value`; the result may be in another register.
+    fn requant(&self, asm: &mut Asm, requant: &WideRequant, pointers: &Pointers, vector: usize, value: V) -> V {
         let isa = asm.isa;
         let part = |part: usize| self.constant(isa, pointers, Constant::Part { table: requant.table, part }, vector);
         let literal = |value: i32| self.constant(isa, pointers, Constant::Literal(value), vector);
@@ -393,7 +402,7 @@ impl WideEpilogue {
             asm.binary(Binary::AddI32, value, value, literal(-requant.op.src_zero));
         }
         let other = asm.vec();
-        match requant.product {
+        let value = match requant.product {
             Product::Wide { scaled } => {
                 if scaled {
                     asm.shift_by(ShiftBy::LeftI32, value, value, part(LEFT));
@@ -401,16 +410,21 @@ impl WideEpilogue {
                 asm.shift(Shift::RightU64, other, value, 32);
                 asm.binary(Binary::MulEven, value, value, part(MULT));
                 asm.binary(Binary::MulEven, other, other, part(requant.odd_mult()));
-                asm.shift(Shift::RightU64, value, value, 32);
-                asm.blend_odd(value, other);
+                asm.high_halves(value, other)
             }
-            Product::Halves => {
-                asm.binary(Binary::Maddwd, other, value, part(LOWER));
+            Product::Halves { signed } => {
+                if signed {
+                    asm.binary(Binary::Maddwd, other, value, part(LOWER));
+                    asm.shift(Shift::RightI32, other, other, 16);
+                } else {
+                    // The upper halves of the lanes are 0.
+                    asm.binary(Binary::MulHighU16, other, value, part(LOWER));
+                }
                 asm.binary(Binary::Maddwd, value, value, part(UPPER));
-                asm.shift(Shift::RightI32, other, other, 16);
                 asm.binary(Binary::AddI32, value, value, other);
+                value
             }
-        }
+        };
         if requant.op.round != Rounding::Floor {
             asm.binary(Binary::AddI32, value, value, part(HALF));
         }
@@ -418,6 +432,7 @@ impl WideEpilogue {
         if requant.op.dst_zero != 0 {
             asm.binary(Binary::AddI32, value, value, literal(requant.op.dst_zero));
         }
+        value
     }
 
     /// Limits lanes; a limit that the store's saturation to `whole` enforces costs nothing.
@@ -441,7 +456,7 @@ impl WideRequant {
     fn parts(&self) -> impl Iterator<Item = usize> {
         let half = (self.op.round != Rounding::Floor).then_some(HALF);
         let left = (self.product == Product::Wide { scaled: true }).then_some(LEFT);
-        let second = if self.product == Product::Halves { LOWER } else { self.odd_mult() };
+        let second = if matches!(self.product, Product::Halves { .. }) { LOWER } else { self.odd_mult() };
         [MULT, second, SHIFT].into_iter().chain(half).chain(left)
     }
 }
@@ -512,9 +527,10 @@ fn requant_table(
         lanes = vec![lanes[0]; isa.lanes()];
     }
     let limits = reached_limits(requant, range, &lanes);
-    let halves = if magnitude < 1 << 15 { lanes.iter().map(Lane::halves).collect() } else { None };
+    let signed = range.lo < zero;
+    let halves = lanes.iter().map(|lane| lane.halves(signed)).collect::<Option<_>>().filter(|_| magnitude < 1 << 15);
     let (product, records) = match halves {
-        Some(halves) => (Product::Halves, halves),
+        Some(halves) => (Product::Halves { signed }, halves),
         None => {
             let odd = |i: usize| if i % 2 == 0 { lanes[i + 1].mult } else { 0 };
             let record = |(i, l): (usize, &Lane)| [l.mult, odd(i), l.half, l.shift as i32, l.left as i32];

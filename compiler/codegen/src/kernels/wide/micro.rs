@@ -137,7 +137,7 @@ impl Micro<'_> {
     fn assemble_asking(&self, mr: usize, nr: usize, ahead: Option<Ahead>) -> Result<Vec<u8>, AsmError> {
         let (mut asm, table) = Asm::new(self.isa);
         let asm = &mut asm;
-        asm.set_odd_mask();
+        asm.set_even_mask();
         let literals = asm.argument(table, Word::Literals as usize);
         let mut tile = self.tile(asm, table, literals, mr, nr);
         tile.ahead = ahead.map(|ahead| (ahead, asm.argument(table, Word::Ahead as usize)));

@@ -76,7 +76,7 @@ pub(in crate::kernels) fn lower(
 fn assemble(isa: Isa, epilogue: &WideEpilogue, dst: Elem, vectors: usize) -> Result<Vec<u8>, AsmError> {
     let (mut asm, table) = Asm::new(isa);
     let a = &mut asm;
-    a.set_odd_mask();
+    a.set_even_mask();
     let [to, literals] = [0, 1].map(|word| a.argument(table, word));
     let mut pointers = epilogue.pointers(a, (table, 2), literals);
     let free = isa.registers().saturating_sub(UNROLL + epilogue.temporaries());

@@ -252,7 +252,7 @@ impl Pool {
     fn assemble_tile(&self, epilogue: &WideEpilogue, pixels: usize) -> Result<Vec<u8>, AsmError> {
         let (mut asm, table) = Asm::new(self.isa);
         let a = &mut asm;
-        a.set_odd_mask();
+        a.set_even_mask();
         let [src, dst, literals] = [0, 1, 2].map(|word| a.argument(table, word));
         let pointers = epilogue.pointers(a, (table, 3), literals);
         let lanes = self.isa.lanes();

@@ -216,7 +216,7 @@ pub fn assemble_output(
 ) -> Result<Vec<u8>, AsmError> {
     let (mut asm, table) = Asm::new(isa);
     let a = &mut asm;
-    a.set_odd_mask();
+    a.set_even_mask();
     let [from, to, vectors, literals] = [0, 1, 2, 3].map(|word| a.argument(table, word));
     let mut pointers = epilogue.pointers(a, (table, OUTPUT_WORDS), literals);
     let (height, width) = (transform.rows.n, transform.cols.n);
