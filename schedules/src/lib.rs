@@ -45,6 +45,8 @@ pub struct WideMachine {
     pub registers: usize,
     /// Whether one instruction forms four 8-bit products per lane.
     pub dot: bool,
+    /// Whether it is one of AVX-512.
+    pub evex: bool,
 }
 
 impl Machine {

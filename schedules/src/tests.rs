@@ -4,7 +4,7 @@ use super::*;
 
 const X86: Machine = Machine { vector_registers: 16, quad_dot: true, wide: [None, None] };
 const AVX2: Machine =
-    Machine { quad_dot: false, wide: [Some(WideMachine { lanes: 8, registers: 16, dot: false }), None], ..X86 };
+    Machine { quad_dot: false, wide: [Some(WideMachine { lanes: 8, registers: 16, dot: false, evex: false }), None], ..X86 };
 
 fn conv(pixels: [usize; 2], c: usize, k: usize, wei: Elem, groups: usize) -> KernelSpec {
     let src = TensorType::new(Elem::U8, [1, pixels[0], pixels[1], c]);

@@ -49,7 +49,7 @@ pub fn macs_per_second(target: &Target, multiply: Multiply) -> Result<f64, Codeg
         let name = target.name();
         return Err(CodegenError::Internal(format!("target {name} has no such products to measure")));
     };
-    let isa = Isa::with_lanes(wide.lanes);
+    let isa = Isa::of(wide);
     let sums = isa.registers() - OTHERS;
     let code = assemble(isa, multiply, wide.dot, sums).map_err(|e| CodegenError::Internal(e.to_string()))?;
     let mut module = jit_module(target, 1 << 20)?;

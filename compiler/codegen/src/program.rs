@@ -41,6 +41,7 @@ impl Options {
 /// The facts of a target that schedules depend on.
 pub fn machine(target: &Target) -> Machine {
     let wide_512 = [Feature::Avx512bw, Feature::Avx512dq, Feature::Avx512vl].iter().all(|&f| target.has(f));
+    let dot_512 = wide_512 && target.has(Feature::Avx512vnni);
     Machine {
         vector_registers: match target.arch() {
             Arch::X86_64 => 16,
@@ -48,11 +49,12 @@ pub fn machine(target: &Target) -> Machine {
         },
         quad_dot: matches!(target.dot(), Dot::Vnni | Dot::Sdot | Dot::Usdot),
         wide: [
-            wide_512.then(|| WideMachine { lanes: 16, registers: 32, dot: target.has(Feature::Avx512vnni) }),
+            wide_512.then_some(WideMachine { lanes: 16, registers: 32, dot: dot_512, evex: dot_512 }),
             target.has(Feature::Avx2).then(|| WideMachine {
                 lanes: 8,
                 registers: 16,
-                dot: target.has(Feature::AvxVnni),
+                dot: target.has(Feature::AvxVnni) || dot_512,
+                evex: dot_512 && !target.has(Feature::AvxVnni),
             }),
         ],
     }

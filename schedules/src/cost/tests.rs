@@ -14,11 +14,11 @@ struct Source {
 const SOURCES: [Source; 2] = [
     Source {
         data: include_str!("../../data/zen3_avx2.txt"),
-        wide: WideMachine { lanes: 8, registers: 16, dot: false },
+        wide: WideMachine { lanes: 8, registers: 16, dot: false, evex: false },
     },
     Source {
         data: include_str!("../../data/zen4_avx512.txt"),
-        wide: WideMachine { lanes: 16, registers: 32, dot: true },
+        wide: WideMachine { lanes: 16, registers: 32, dot: true, evex: true },
     },
 ];
 

@@ -16,7 +16,7 @@ macro_rules! codes {
         impl $name {
             fn code(self, isa: Isa) -> Code {
                 match (self, isa) {
-                    $(($name::$row, Isa::Avx2) => Code::$avx2,
+                    $(($name::$row, Isa::Avx2 | Isa::Avx512Vl) => Code::$avx2,
                     ($name::$row, Isa::Avx512) => Code::$avx512,)*
                 }
             }
@@ -85,7 +85,7 @@ codes! {
 impl Asm {
     fn view(&self) -> View {
         match self.isa {
-            Isa::Avx2 => View::Y,
+            Isa::Avx2 | Isa::Avx512Vl => View::Y,
             Isa::Avx512 => View::Z,
         }
     }
@@ -127,6 +127,7 @@ impl Asm {
     pub fn dot_u8i8(&mut self, acc: V, x: V, w: impl Into<Src>) {
         let code = match self.isa {
             Isa::Avx2 => Code::VEX_Vpdpbusd_ymm_ymm_ymmm256,
+            Isa::Avx512Vl => Code::EVEX_Vpdpbusd_ymm_k1z_ymm_ymmm256b32,
             Isa::Avx512 => Code::EVEX_Vpdpbusd_zmm_k1z_zmm_zmmm512b32,
         };
         let operands = [self.reg(acc), self.reg(x), self.src(w.into())];
@@ -137,6 +138,7 @@ impl Asm {
     pub fn dot_i16(&mut self, acc: V, x: V, w: impl Into<Src>) {
         let code = match self.isa {
             Isa::Avx2 => Code::VEX_Vpdpwssd_ymm_ymm_ymmm256,
+            Isa::Avx512Vl => Code::EVEX_Vpdpwssd_ymm_k1z_ymm_ymmm256b32,
             Isa::Avx512 => Code::EVEX_Vpdpwssd_zmm_k1z_zmm_zmmm512b32,
         };
         let operands = [self.reg(acc), self.reg(x), self.src(w.into())];
@@ -149,7 +151,7 @@ impl Asm {
 
     pub fn load(&mut self, dst: V, from: Mem) {
         let code = match self.isa {
-            Isa::Avx2 => Code::VEX_Vmovdqu_ymm_ymmm256,
+            Isa::Avx2 | Isa::Avx512Vl => Code::VEX_Vmovdqu_ymm_ymmm256,
             Isa::Avx512 => Code::EVEX_Vmovdqu32_zmm_k1z_zmmm512,
         };
         let operands = [self.reg(dst), Operand::Mem(from)];
@@ -158,7 +160,7 @@ impl Asm {
 
     pub fn store(&mut self, to: Mem, value: V) {
         let code = match self.isa {
-            Isa::Avx2 => Code::VEX_Vmovdqu_ymmm256_ymm,
+            Isa::Avx2 | Isa::Avx512Vl => Code::VEX_Vmovdqu_ymmm256_ymm,
             Isa::Avx512 => Code::EVEX_Vmovdqu32_zmmm512_k1z_zmm,
         };
         let operands = [Operand::Mem(to), self.reg(value)];
@@ -178,7 +180,7 @@ impl Asm {
     /// The 32 bits at `from` in every lane.
     pub fn broadcast_i32(&mut self, dst: V, from: Mem) {
         let code = match self.isa {
-            Isa::Avx2 => Code::VEX_Vpbroadcastd_ymm_xmmm32,
+            Isa::Avx2 | Isa::Avx512Vl => Code::VEX_Vpbroadcastd_ymm_xmmm32,
             Isa::Avx512 => Code::EVEX_Vpbroadcastd_zmm_k1z_xmmm32,
         };
         let operands = [self.reg(dst), Operand::Mem(from)];
@@ -189,7 +191,7 @@ impl Asm {
     /// [`Asm::set_even_mask`]. Overwrites both; returns the one with the result.
     pub fn high_halves(&mut self, even: V, odd: V) -> V {
         match self.isa {
-            Isa::Avx2 => {
+            Isa::Avx2 | Isa::Avx512Vl => {
                 self.shift(Shift::RightU64, even, even, 32);
                 let imm = Operand::Imm(OpKind::Immediate8, 0xaa);
                 let operands = [self.reg(even), self.reg(even), self.reg(odd), imm];
@@ -207,7 +209,7 @@ impl Asm {
     /// Stores i32 lanes as i16 with saturation. Overwrites `value`.
     pub fn store_i16(&mut self, to: Mem, value: V) {
         match self.isa {
-            Isa::Avx2 => {
+            Isa::Avx2 | Isa::Avx512Vl => {
                 self.pack_halves(value);
                 self.push(Code::VEX_Vmovdqu_xmmm128_xmm, [Operand::Mem(to), Operand::Vec(value, View::X)]);
             }
@@ -221,7 +223,7 @@ impl Asm {
     /// Stores i32 lanes as bytes with saturation to i8 or u8. Overwrites `value`.
     pub fn store_bytes(&mut self, to: Mem, value: V, signed: bool) {
         match self.isa {
-            Isa::Avx2 => {
+            Isa::Avx2 | Isa::Avx512Vl => {
                 self.pack_halves(value);
                 let code =
                     if signed { Code::VEX_Vpacksswb_xmm_xmm_xmmm128 } else { Code::VEX_Vpackuswb_xmm_xmm_xmmm128 };

@@ -104,7 +104,7 @@ pub(in crate::kernels) fn lower(
     let Some(wide) = DepthwiseGeometry::of(spec).and_then(|g| g.wide_machine(machine)) else {
         return Err(Unsupported::new("a wide kernel of this convolution"));
     };
-    let isa = Isa::with_lanes(wide.lanes);
+    let isa = Isa::of(wide);
     let (mut epilogue, requant_tables) = WideEpilogue::new(spec, constants, isa)?;
     epilogue.literal(LOW_HALF);
     let mut depthwise = Depthwise {

@@ -71,7 +71,7 @@ pub(super) fn lower(
         return Err(Unsupported::new("a wide kernel of this convolution"));
     };
     let wide_dot = wide.dot;
-    let isa = Isa::with_lanes(wide.lanes);
+    let isa = Isa::of(wide);
     let weights = weights.ints()?;
     let multiply = schedule.multiply;
     let offset = if multiply.operand_bytes() == 1 { unsigned_offset(geometry.src) } else { 0 };
@@ -158,7 +158,7 @@ fn expands(geometry: &Geometry, isa: Isa, load: Load, schedule: WideSchedule) ->
 /// The instructions of kernels that need nothing but whole vectors of channels.
 fn isa_for(machine: Machine, channels: usize) -> Result<Isa, Unsupported> {
     let wide = machine.wide_for(channels);
-    wide.map(|w| Isa::with_lanes(w.lanes))
+    wide.map(Isa::of)
         .ok_or_else(|| Unsupported::new(format!("a wide kernel of {channels} channels")))
 }
 

@@ -62,7 +62,7 @@ pub fn lower(
     let Some(wide) = ConvGeometry::of(spec).and_then(|g| g.wide_machine(machine)) else {
         return Err(Unsupported::new("a wide kernel of this convolution"));
     };
-    let isa = Isa::with_lanes(wide.lanes);
+    let isa = Isa::of(wide);
     let Some(member) = schedule.member(geometry.window.kernel) else {
         return Err(Unsupported::new(format!("`{schedule}` for this convolution")));
     };
