@@ -10,14 +10,14 @@
 mod tests;
 
 use crate::conv::ConvGeometry;
-use crate::wide::registers;
+use crate::wide::{registers, unsigned_offset};
 use crate::{Multiply, WideMachine, WideSchedule, WinogradSchedule};
 
 /// What is counted.
-const TERMS: usize = 8;
-/// Vector instructions that form or add products; loads, of a source value to all lanes or of a vector of weights; tiles.
+const TERMS: usize = 11;
+/// Vector instructions that form or add products; loads of a source value to all lanes; tiles.
 const PRODUCT: usize = 0;
-const LOAD: usize = 1;
+const SOURCE: usize = 1;
 const TILE: usize = 2;
 /// Weights brought into form; outputs.
 const PREPARED: usize = 3;
@@ -26,11 +26,25 @@ const OUTPUT: usize = 4;
 const INPUT: usize = 5;
 const SUM: usize = 6;
 const WEIGHT_BYTE: usize = 7;
+/// Of every tile with an epilogue, the square of its sums' vectors: the longer an epilogue, the less of it runs beside the
+/// products of the next tile.
+const CROWD: usize = 8;
+/// Loads of a vector of weights.
+const WEIGHT: usize = 9;
+/// Source values that are copied with what makes them operands.
+const COPIED: usize = 10;
 
 /// Nanoseconds of each, from `schedules/data/zen3_avx2.txt`.
-const AVX2: [f64; TERMS] = [0.0901, 0.0451, 7.3425, 0.0369, 0.1414, 1.7815, 0.0, 0.0441];
+const AVX2: [f64; TERMS] = [0.0879, 0.0490, 10.2714, 0.0336, 0.0207, 1.9251, 0.0000, 0.0428, 0.0638, 0.0422, 0.0136];
 /// From `schedules/data/zen4_avx512.txt`.
-const DOT: [f64; TERMS] = [0.2378, 0.0724, 0.0, 0.0291, 0.0929, 3.7744, 0.0, 0.0218];
+const DOT: [f64; TERMS] = [0.2301, 0.0542, 0.0000, 0.0269, 0.0828, 4.3553, 0.9764, 0.0140, 0.0288, 0.0307, 0.0335];
+
+/// Products that a tile must have at least, for the unit that forms them not to wait for sums.
+const LATENCY: usize = 5;
+/// Bytes of a block's weights that stay in the first-level cache, and products that take as long as loading a vector of
+/// weights from beyond it.
+const FIRST_CACHE: usize = 24 << 10;
+const FAR: usize = 3;
 
 fn prices(wide: WideMachine) -> &'static [f64; TERMS] {
     if wide.dot { &DOT } else { &AVX2 }
@@ -51,14 +65,14 @@ struct Products {
 }
 
 impl Products {
-    /// Instructions, loads and tiles for a run of pixels that no tile reaches beyond.
-    fn counts(&self, pixels: usize, wide: WideMachine) -> [usize; 3] {
+    /// [`PRODUCT`], [`SOURCE`], [`TILE`], [`CROWD`] and [`WEIGHT`] for a run of pixels that no tile reaches beyond.
+    fn counts(&self, pixels: usize, wide: WideMachine) -> [usize; 5] {
         whole_and_rest(pixels, self.mr, |mr| {
             whole_and_rest(self.channels.div_ceil(wide.lanes), self.nr, |nr| self.tile(mr, nr, wide))
         })
     }
 
-    fn tile(&self, mr: usize, nr: usize, wide: WideMachine) -> [usize; 3] {
+    fn tile(&self, mr: usize, nr: usize, wide: WideMachine) -> [usize; 5] {
         let steps = (self.depth / self.multiply.step()).max(1);
         let per_product = match self.multiply {
             Multiply::I16 if wide.dot => 1,
@@ -68,22 +82,24 @@ impl Products {
         };
         // Weights that no register is left for are read again for every pixel.
         let held = mr > 1 && registers(self.multiply, mr, nr) + nr <= wide.registers;
-        let loads = mr + nr + if held { 0 } else { (mr - 1) * nr };
-        [mr * nr * per_product * steps, loads * steps, 1]
+        let weights = if held { nr } else { mr * nr };
+        let far = steps * nr * 4 * wide.lanes > FIRST_CACHE;
+        let step = (mr * nr * per_product).max(LATENCY).max(if far { FAR * nr } else { 0 });
+        [step * steps, mr * steps, 1, (mr * nr).pow(2), weights * steps]
     }
 }
 
 /// What `count` things cost in parts of `size`, the last part smaller.
-fn whole_and_rest(count: usize, size: usize, of_part: impl Fn(usize) -> [usize; 3]) -> [usize; 3] {
-    let rest = if count.is_multiple_of(size) { [0; 3] } else { of_part(count % size) };
+fn whole_and_rest(count: usize, size: usize, of_part: impl Fn(usize) -> [usize; 5]) -> [usize; 5] {
+    let rest = if count.is_multiple_of(size) { [0; 5] } else { of_part(count % size) };
     sum(times(of_part(size), count / size), rest)
 }
 
-fn sum(a: [usize; 3], b: [usize; 3]) -> [usize; 3] {
-    [a[0] + b[0], a[1] + b[1], a[2] + b[2]]
+fn sum(a: [usize; 5], b: [usize; 5]) -> [usize; 5] {
+    std::array::from_fn(|i| a[i] + b[i])
 }
 
-fn times(counts: [usize; 3], factor: usize) -> [usize; 3] {
+fn times(counts: [usize; 5], factor: usize) -> [usize; 5] {
     counts.map(|count| count * factor)
 }
 
@@ -98,9 +114,16 @@ impl WideSchedule {
         let rows = geometry.pixels / geometry.row_pixels;
         let tiles = whole_and_rest(rows, self.rows, |rows| products.counts(rows * geometry.row_pixels, wide));
         let mut counts = [0.0; TERMS];
-        [counts[PRODUCT], counts[LOAD], counts[TILE]] = tiles.map(|count| count as f64);
+        [counts[PRODUCT], counts[SOURCE], counts[TILE], counts[CROWD], counts[WEIGHT]] = tiles.map(|count| count as f64);
         counts[PREPARED] = (rows.div_ceil(self.rows) * geometry.channels * geometry.depth) as f64;
         counts[OUTPUT] = (geometry.pixels * geometry.channels) as f64;
+        let is_operand = geometry.src_bytes == multiply.operand_bytes() && unsigned_offset(geometry.src) == 0;
+        if !is_operand || geometry.kernel != [1, 1] {
+            // Every group of channels copies again, every unit some rows that others copy too.
+            let groups = geometry.channels.div_ceil(wide.lanes * nr).div_ceil(self.blocks);
+            let shared = rows.div_ceil(self.rows) * (geometry.kernel[0] - 1) / geometry.stride[0];
+            counts[COPIED] = (groups * (rows + shared) * geometry.row_values) as f64;
+        }
         counts
     }
 }
@@ -122,7 +145,8 @@ impl WinogradSchedule {
         let groups = geometry.channels.div_ceil(wide.lanes * nr).div_ceil(self.blocks);
         let units = images * down.div_ceil(self.rows);
         let mut counts = [0.0; TERMS];
-        [counts[PRODUCT], counts[LOAD], counts[TILE]] = times(of_image, images * positions).map(|count| count as f64);
+        [counts[PRODUCT], counts[SOURCE], counts[TILE], _, counts[WEIGHT]] =
+            times(of_image, images * positions).map(|count| count as f64);
         counts[OUTPUT] = (geometry.pixels * geometry.channels) as f64;
         let input_lanes = 4 * wide.lanes / multiply.operand_bytes();
         counts[INPUT] = (groups * tiles * geometry.group_in.div_ceil(input_lanes)) as f64;

@@ -156,6 +156,8 @@ enum Item {
 
 /// The opmask that holds [`Asm::set_even_mask`]'s lanes.
 const EVEN: Register = Register::K1;
+/// The opmask of [`Asm::zero_unordered`].
+const ORDERED: Register = Register::K2;
 
 /// A function under construction.
 pub struct Asm {

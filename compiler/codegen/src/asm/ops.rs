@@ -2,7 +2,7 @@
 
 use iced_x86::{Code, OpKind};
 
-use super::{Asm, EVEN, Gpr, Isa, Mem, Operand, Src, V, View};
+use super::{Asm, EVEN, ORDERED, Gpr, Isa, Mem, Operand, Src, V, View};
 
 /// A table of codes: one row an operation, one column an encoding.
 macro_rules! codes {
@@ -49,6 +49,14 @@ codes! {
         MaxI32 VEX_Vpmaxsd_ymm_ymm_ymmm256 EVEX_Vpmaxsd_zmm_k1z_zmm_zmmm512b32,
         MinI32 VEX_Vpminsd_ymm_ymm_ymmm256 EVEX_Vpminsd_zmm_k1z_zmm_zmmm512b32,
         And VEX_Vpand_ymm_ymm_ymmm256 EVEX_Vpandd_zmm_k1z_zmm_zmmm512b32,
+        DivF32 VEX_Vdivps_ymm_ymm_ymmm256 EVEX_Vdivps_zmm_k1z_zmm_zmmm512b32_er,
+        /// `a` where it is greater than `b`, else `b`; the same of `MinF32` and less.
+        MaxF32 VEX_Vmaxps_ymm_ymm_ymmm256 EVEX_Vmaxps_zmm_k1z_zmm_zmmm512b32_sae,
+        MinF32 VEX_Vminps_ymm_ymm_ymmm256 EVEX_Vminps_zmm_k1z_zmm_zmmm512b32_sae,
+        /// Bytes of `a`, in each 128 bits those that `b` names; 0 for 0x80.
+        Shuffle VEX_Vpshufb_ymm_ymm_ymmm256 EVEX_Vpshufb_zmm_k1z_zmm_zmmm512,
+        /// The i32 lanes of `b` that `a` names.
+        Permute VEX_Vpermd_ymm_ymm_ymmm256 EVEX_Vpermd_zmm_k1z_zmm_zmmm512b32,
         Xor VEX_Vpxor_ymm_ymm_ymmm256 EVEX_Vpxord_zmm_k1z_zmm_zmmm512b32,
     }
 }
@@ -203,6 +211,71 @@ impl Asm {
                 self.push_masked(Code::EVEX_Vmovshdup_zmm_k1z_zmmm512, operands, Some(EVEN));
                 odd
             }
+        }
+    }
+
+    /// f32 lanes rounded to whole numbers, half-way ones to even.
+    pub fn round_nearest(&mut self, dst: V, src: V) {
+        // 0: to nearest; 8: without the exception of an inexact result.
+        let operands = [self.reg(dst), self.reg(src), Operand::Imm(OpKind::Immediate8, 8)];
+        let code = match self.isa {
+            Isa::Avx2 | Isa::Avx512Vl => Code::VEX_Vroundps_ymm_ymmm256_imm8,
+            Isa::Avx512 => Code::EVEX_Vrndscaleps_zmm_k1z_zmmm512b32_imm8_sae,
+        };
+        self.push(code, operands);
+    }
+
+    /// f32 lanes as i32.
+    pub fn float_to_int(&mut self, dst: V, src: V) {
+        let code = match self.isa {
+            Isa::Avx2 | Isa::Avx512Vl => Code::VEX_Vcvtps2dq_ymm_ymmm256,
+            Isa::Avx512 => Code::EVEX_Vcvtps2dq_zmm_k1z_zmmm512b32_er,
+        };
+        self.push(code, [self.reg(dst), self.reg(src)]);
+    }
+
+    /// Sets the lanes of `dst` to 0 where `test` is not a number.
+    pub fn zero_unordered(&mut self, dst: V, test: V) {
+        // 7: ordered.
+        let ordered = Operand::Imm(OpKind::Immediate8, 7);
+        let (kept, test) = (self.vec(), self.reg(test));
+        match self.isa {
+            Isa::Avx2 | Isa::Avx512Vl => {
+                self.push(Code::VEX_Vcmpps_ymm_ymm_ymmm256_imm8, [self.reg(kept), test, test, ordered]);
+                self.binary(Binary::And, dst, dst, kept);
+            }
+            Isa::Avx512 => {
+                let mask = Operand::Mask(ORDERED);
+                self.push(Code::EVEX_Vcmpps_kr_k1_zmm_zmmm512b32_imm8_sae, [mask, test, test, ordered]);
+                self.zero(kept);
+                let operands = [self.reg(kept), self.reg(dst)];
+                self.push_masked(Code::EVEX_Vmovdqa32_zmm_k1z_zmmm512, operands, Some(ORDERED));
+                self.push(Code::EVEX_Vmovdqa32_zmm_k1z_zmmm512, [self.reg(dst), self.reg(kept)]);
+            }
+        }
+    }
+
+    /// Stores the first bytes of `value`, a multiple of 8 in vectors of 256 bits, of 16 in those of 512. Overwrites `value`.
+    pub fn store_first(&mut self, to: Mem, value: V, bytes: usize) {
+        let [x, y, z] = [View::X, View::Y, View::Z].map(|view| Operand::Vec(value, view));
+        let at = |offset: i32| Operand::Mem(Mem { disp: to.disp + offset, ..to });
+        let quarter = |index: i32| Operand::Imm(OpKind::Immediate8, index);
+        match (self.isa, bytes) {
+            (Isa::Avx512, 64) => self.store(to, value),
+            (Isa::Avx512, 48) => {
+                self.push(Code::EVEX_Vmovdqu32_ymmm256_k1z_ymm, [at(0), y]);
+                self.push(Code::EVEX_Vextracti32x4_xmmm128_k1z_zmm_imm8, [at(32), z, quarter(2)]);
+            }
+            (Isa::Avx512, 32) => self.push(Code::EVEX_Vmovdqu32_ymmm256_k1z_ymm, [at(0), y]),
+            (Isa::Avx512, _) => self.push(Code::EVEX_Vmovdqu32_xmmm128_k1z_xmm, [at(0), x]),
+            (_, 32) => self.store(to, value),
+            (_, 24) => {
+                self.push(Code::VEX_Vmovdqu_xmmm128_xmm, [at(0), x]);
+                self.push(Code::VEX_Vextracti128_xmmm128_ymm_imm8, [x, y, quarter(1)]);
+                self.push(Code::VEX_Vmovq_xmmm64_xmm, [at(16), x]);
+            }
+            (_, 16) => self.push(Code::VEX_Vmovdqu_xmmm128_xmm, [at(0), x]),
+            _ => self.push(Code::VEX_Vmovq_xmmm64_xmm, [at(0), x]),
         }
     }
 

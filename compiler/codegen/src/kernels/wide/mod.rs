@@ -8,6 +8,7 @@
 
 pub mod depthwise;
 mod epilogue;
+pub mod image;
 mod micro;
 pub mod pointwise;
 pub mod pool;
