@@ -33,6 +33,8 @@ use window::Window;
 
 /// Tiles from which on the weights of a channel block are turned into operands once for all of them.
 const EXPAND_TILES: usize = 3;
+/// Pixels of a tile from which on unpacking weights for every tile costs nothing.
+const UNPACKING_PIXELS: usize = 3;
 /// Multiply-accumulates that take about as long as an element operation of other kernels.
 const MACS_PER_WORK: u64 = 16;
 
@@ -151,7 +153,9 @@ fn expands(geometry: &Geometry, isa: Isa, load: Load, schedule: WideSchedule) ->
     let WideSchedule { multiply, mr, nr, rows, .. } = schedule;
     let tiles = (rows * geometry.out[1]).div_ceil(mr);
     let has_odd_block = nr % 2 == 1 || (geometry.group_out / isa.lanes()) % nr % 2 == 1;
-    tiles >= EXPAND_TILES
+    // A dot product leaves units idle that unpack beside it, if enough pixels share a step's weights.
+    let is_free = load == Load::Nibbles && multiply == Multiply::Dot && mr >= UNPACKING_PIXELS;
+    tiles >= EXPAND_TILES && !is_free
         || load == Load::Nibbles && has_odd_block
         || Micro::registers_holding_weights(multiply, load, mr, nr) > isa.registers()
 }
