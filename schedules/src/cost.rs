@@ -37,7 +37,7 @@ const COPIED: usize = 10;
 /// Nanoseconds of each, from `schedules/data/zen3_avx2.txt`.
 const AVX2: [f64; TERMS] = [0.0879, 0.0490, 10.2714, 0.0336, 0.0207, 1.9251, 0.0000, 0.0428, 0.0638, 0.0422, 0.0136];
 /// From `schedules/data/zen4_avx512.txt`.
-const DOT: [f64; TERMS] = [0.2301, 0.0542, 0.0000, 0.0269, 0.0828, 4.3553, 0.9764, 0.0140, 0.0288, 0.0307, 0.0335];
+const DOT: [f64; TERMS] = [0.2301, 0.0542, 0.0000, 0.0269, 0.0828, 4.3452, 0.9741, 0.0141, 0.0288, 0.0307, 0.0335];
 
 /// Products that a tile must have at least, for the unit that forms them not to wait for sums.
 const LATENCY: usize = 5;
@@ -45,6 +45,10 @@ const LATENCY: usize = 5;
 /// weights from beyond it.
 const FIRST_CACHE: usize = 24 << 10;
 const FAR: usize = 3;
+/// Transformed weights of more bytes come from memory at every inference, beside the work, at so many nanoseconds a byte. Not
+/// fitted: a tuner that runs one kernel again and again finds them in a cache.
+const NEAR_BYTES: usize = 6 << 20;
+const MEMORY_NS_PER_BYTE: f64 = 0.038;
 
 fn prices(wide: WideMachine) -> &'static [f64; TERMS] {
     if wide.dot { &DOT } else { &AVX2 }
@@ -130,12 +134,22 @@ impl WideSchedule {
 
 impl WinogradSchedule {
     pub(crate) fn estimated_ns(&self, geometry: &ConvGeometry, wide: WideMachine) -> f64 {
-        total_ns(self.counts(geometry, wide), wide)
+        let bytes = self.weight_bytes(geometry);
+        let memory = if bytes > NEAR_BYTES { bytes as f64 * MEMORY_NS_PER_BYTE } else { 0.0 };
+        total_ns(self.counts(geometry, wide), wide).max(memory)
+    }
+
+    fn weight_bytes(&self, geometry: &ConvGeometry) -> usize {
+        self.positions(geometry) * geometry.channels * geometry.group_in * self.multiply.operand_bytes()
+    }
+
+    fn positions(&self, geometry: &ConvGeometry) -> usize {
+        [0, 1].map(|axis| self.outputs[axis] + geometry.kernel[axis] - 1).iter().product()
     }
 
     fn counts(&self, geometry: &ConvGeometry, wide: WideMachine) -> [f64; TERMS] {
         let WinogradSchedule { multiply, outputs: [h, w], mr, nr, .. } = *self;
-        let positions = (h + geometry.kernel[0] - 1) * (w + geometry.kernel[1] - 1);
+        let positions = self.positions(geometry);
         let images = geometry.pixels / (geometry.image_rows * geometry.row_pixels);
         let [down, across] = [geometry.image_rows.div_ceil(h), geometry.row_pixels.div_ceil(w)];
         let products = Products { multiply, mr, nr, channels: geometry.channels, depth: geometry.group_in };
@@ -151,8 +165,7 @@ impl WinogradSchedule {
         let input_lanes = 4 * wide.lanes / multiply.operand_bytes();
         counts[INPUT] = (groups * tiles * geometry.group_in.div_ceil(input_lanes)) as f64;
         counts[SUM] = (tiles * geometry.channels.div_ceil(wide.lanes)) as f64;
-        counts[WEIGHT_BYTE] =
-            (units * positions * geometry.channels * geometry.group_in * multiply.operand_bytes()) as f64;
+        counts[WEIGHT_BYTE] = (units * self.weight_bytes(geometry)) as f64;
         counts
     }
 }

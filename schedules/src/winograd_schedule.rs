@@ -122,10 +122,10 @@ impl WinogradSchedule {
             let known: Vec<String> = known.iter().map(|[h, w]| format!("{h}x{w}")).collect();
             return Err(format!("tiles for {kh}x{kw} taps are: {}", known.join(", ")));
         };
-        let vector_channels = 4 * wide.lanes / self.multiply.operand_bytes();
-        if geometry.wide || !geometry.group_in.is_multiple_of(vector_channels) {
+        let step = self.multiply.step();
+        if geometry.wide || !geometry.group_in.is_multiple_of(step) {
             return Err(format!(
-                "the algorithm takes inputs of up to 8 bits, {vector_channels} channels at a time, not {} channels",
+                "the algorithm takes inputs of up to 8 bits, {step} channels at a time, not {} channels",
                 geometry.group_in
             ));
         }

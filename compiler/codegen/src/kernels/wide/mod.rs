@@ -78,7 +78,7 @@ pub(super) fn lower(
     let weights = weights.ints()?;
     let multiply = schedule.multiply;
     let offset = if multiply.operand_bytes() == 1 { unsigned_offset(geometry.src) } else { 0 };
-    let source = Source::new(geometry, multiply.operand_bytes(), offset);
+    let source = Source::new(geometry, multiply.operand_bytes(), offset, 0);
     let (run_offsets, run_values) = source.runs();
     let steps = run_values.div_ceil(multiply.step());
     let four_bits = spec.operands()[wei].elem == Elem::I4;

@@ -102,7 +102,8 @@ pub fn lower(
         _ => Window::All,
     };
     // In the ring of the lanes, so bytes are right with or without sign.
-    let source = Source::new(tiled(&geometry, &transform), schedule.multiply.operand_bytes(), 0);
+    let overhang = (geometry.channels * schedule.multiply.operand_bytes()) % isa.bytes();
+    let source = Source::new(tiled(&geometry, &transform), schedule.multiply.operand_bytes(), 0, overhang);
     let mut winograd = Winograd {
         dot: wide.dot,
         offsets: part_proof.offsets.clone(),
@@ -207,7 +208,12 @@ impl Winograd {
     /// Bytes of the inputs of all tiles at a position, of the sums of a block at a position, and of the weights of a
     /// block's vector at a position.
     fn inputs_bytes(&self) -> usize {
-        self.unit_tiles()[0] * self.tile_input_bytes()
+        self.unit_tiles()[0] * self.tile_input_bytes() + self.overhang_bytes()
+    }
+
+    /// Bytes by which the last vector of a tile's inputs reaches beyond them, over those of the next tile, which follow.
+    fn overhang_bytes(&self) -> usize {
+        self.tile_input_bytes().next_multiple_of(self.isa.bytes()) - self.tile_input_bytes()
     }
 
     /// Bytes of a tile's inputs at a position: of a pixel as it is multiplied.
@@ -404,7 +410,7 @@ impl Winograd {
         let [m_rows, m_columns] = self.m();
         let first = c.mul_int(unit.first_row, m_rows);
         let rows = self.source.prepare(c, image, first, self.schedule.rows * m_rows, unit.prepared);
-        let vectors = c.int(self.tile_input_bytes() / self.isa.bytes());
+        let vectors = c.int(self.tile_input_bytes().div_ceil(self.isa.bytes()));
         let columns = self.grid()[1];
         let tile_bytes = self.tile_input_bytes();
         c.count(unit.rows, 1, |c, row| {
