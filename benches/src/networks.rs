@@ -55,6 +55,14 @@ pub fn residual_block(shape: ConvShape, bits: u32) -> Result<Graph, IrError> {
     Ok(builder.graph)
 }
 
+/// Weights as trained ones are spread, few of them large: means of three evenly spread ones, within `top`.
+fn bell_shaped(ty: &TensorType, seed: u64, top: i64) -> Result<Tensor, TypeError> {
+    let even = |i: u64| text::seeded(ty, 3 * seed + i, Range::new(-top, top)).map_err(TypeError::new)?.ints();
+    let [a, b, c] = [even(0)?, even(1)?, even(2)?];
+    let mean = a.iter().zip(&b).zip(&c).map(|((a, b), c)| (a + b + c).div_euclid(3));
+    Tensor::from_ints(ty.elem, ty.shape.clone(), mean)
+}
+
 struct Builder {
     graph: Graph,
     shape: ConvShape,
@@ -84,7 +92,7 @@ impl Builder {
         let top = (1i64 << (self.bits - 1)) - 1;
         let elem = if self.bits <= 4 { Elem::I4 } else { Elem::I8 };
         let wei = TensorType::new(elem, [kernels, window, window, channels]);
-        let wei = self.constant(text::seeded(&wei, seed, Range::new(-top, top)).map_err(TypeError::new))?;
+        let wei = self.constant(bell_shaped(&wei, seed, top))?;
         let bias = TensorType::new(Elem::I32, [kernels]);
         let bias = self.constant(text::seeded(&bias, seed, Range::new(-1000, 1000)).map_err(TypeError::new))?;
         let conv = Conv { stride: [stride; 2], pad: [window / 2; 4], ..Conv::unit() };

@@ -1,64 +1,172 @@
-//! How long a wide schedule is expected to take: counts of what it does, each at a price fitted to measurements.
+//! How long a convolution with assembled kernels is expected to take by a schedule: counts of what it does, each at a
+//! price fitted to measurements.
 //!
-//! The measurements are `schedules/data/zen3_avx2.txt`. A machine that differs from that one has other prices, but what decides
-//! between tiles, instructions against loads, differs less. A test fits the prices anew.
+//! Direct convolution and Winograd's algorithms share what they share, the register tile, and so are comparable. The
+//! measurements are in `schedules/data`; there are two lists of prices, for machines with and without an 8-bit dot
+//! product. A machine that differs from the measured ones has other prices, but what decides, instructions against loads
+//! and memory, differs less. A test fits the prices anew.
 
 #[cfg(test)]
 mod tests;
 
 use crate::conv::ConvGeometry;
-use crate::wide::registers;
-use crate::{Multiply, WideMachine, WideSchedule};
+use crate::wide::{registers, unsigned_offset};
+use crate::{Multiply, WideMachine, WideSchedule, WinogradSchedule};
 
 /// What is counted.
-const TERMS: usize = 5;
-/// Nanoseconds of a vector instruction that forms or adds products, of a load (of a source value to all lanes, or of a
-/// vector of weights), of a tile, of a weight brought into form, of an output.
-const PRICES: [f64; TERMS] = [0.0908, 0.0442, 8.40, 0.0363, 0.124];
+const TERMS: usize = 11;
+/// Vector instructions that form or add products; loads of a source value to all lanes; tiles.
+const PRODUCT: usize = 0;
+const SOURCE: usize = 1;
+const TILE: usize = 2;
+/// Weights brought into form; outputs.
+const PREPARED: usize = 3;
+const OUTPUT: usize = 4;
+/// Vectors of transformed inputs; vectors of sums to be transformed; bytes of transformed weights read.
+const INPUT: usize = 5;
+const SUM: usize = 6;
+const WEIGHT_BYTE: usize = 7;
+/// Of every tile with an epilogue, the square of its sums' vectors: the longer an epilogue, the less of it runs beside the
+/// products of the next tile.
+const CROWD: usize = 8;
+/// Loads of a vector of weights.
+const WEIGHT: usize = 9;
+/// Source values that are copied with what makes them operands.
+const COPIED: usize = 10;
 
-impl WideSchedule {
-    pub(crate) fn estimated_ns(&self, geometry: &ConvGeometry, wide: WideMachine) -> f64 {
-        self.counts(geometry, wide).iter().zip(PRICES).map(|(count, price)| count * price).sum()
+/// Nanoseconds of each, from `schedules/data/zen3_avx2.txt`.
+const AVX2: [f64; TERMS] = [0.0879, 0.0490, 10.2714, 0.0336, 0.0207, 1.9251, 0.0000, 0.0428, 0.0638, 0.0422, 0.0136];
+/// From `schedules/data/zen4_avx512.txt`.
+const DOT: [f64; TERMS] = [0.2301, 0.0542, 0.0000, 0.0269, 0.0828, 4.3452, 0.9741, 0.0141, 0.0288, 0.0307, 0.0335];
+
+/// Products that a tile must have at least, for the unit that forms them not to wait for sums.
+const LATENCY: usize = 5;
+/// Bytes of a block's weights that stay in the first-level cache, and products that take as long as loading a vector of
+/// weights from beyond it.
+const FIRST_CACHE: usize = 24 << 10;
+const FAR: usize = 3;
+/// Transformed weights of more bytes come from memory at every inference, beside the work, at so many nanoseconds a byte. Not
+/// fitted: a tuner that runs one kernel again and again finds them in a cache.
+const NEAR_BYTES: usize = 6 << 20;
+const MEMORY_NS_PER_BYTE: f64 = 0.038;
+
+fn prices(wide: WideMachine) -> &'static [f64; TERMS] {
+    if wide.dot { &DOT } else { &AVX2 }
+}
+
+fn total_ns(counts: [f64; TERMS], wide: WideMachine) -> f64 {
+    counts.iter().zip(prices(wide)).map(|(count, price)| count * price).sum()
+}
+
+/// The products of many pixels with all channels, in register tiles of `mr` by `nr`.
+struct Products {
+    multiply: Multiply,
+    mr: usize,
+    nr: usize,
+    channels: usize,
+    /// Products of an output.
+    depth: usize,
+}
+
+impl Products {
+    /// [`PRODUCT`], [`SOURCE`], [`TILE`], [`CROWD`] and [`WEIGHT`] for a run of pixels that no tile reaches beyond.
+    fn counts(&self, pixels: usize, wide: WideMachine) -> [usize; 5] {
+        whole_and_rest(pixels, self.mr, |mr| {
+            whole_and_rest(self.channels.div_ceil(wide.lanes), self.nr, |nr| self.tile(mr, nr, wide))
+        })
     }
 
-    fn counts(&self, geometry: &ConvGeometry, wide: WideMachine) -> [f64; TERMS] {
-        let vectors = geometry.channels.div_ceil(wide.lanes);
-        let steps = (geometry.depth / self.multiply.step()).max(1);
+    fn tile(&self, mr: usize, nr: usize, wide: WideMachine) -> [usize; 5] {
+        let steps = (self.depth / self.multiply.step()).max(1);
         let per_product = match self.multiply {
+            Multiply::I16 if wide.dot => 1,
             Multiply::Dot => 1,
             Multiply::I16 | Multiply::Sum16 => 2,
             Multiply::Sum32 => 3,
         };
-        // Instructions, loads and tiles.
-        let tile = |mr: usize, nr: usize| {
-            // Weights that no register is left for are read again for every pixel.
-            let held = mr > 1 && registers(self.multiply, mr, nr) + nr <= wide.registers;
-            let loads = mr + nr + if held { 0 } else { (mr - 1) * nr };
-            [mr * nr * per_product * steps, loads * steps, 1]
-        };
-        let column = |mr: usize| {
-            let full = tile(mr, self.nr).map(|count| count * (vectors / self.nr));
-            match vectors % self.nr {
-                0 => full,
-                rest => sum(full, tile(mr, rest)),
-            }
-        };
-        let unit = |pixels: usize| {
-            let full = column(self.mr).map(|count| count * (pixels / self.mr));
-            match pixels % self.mr {
-                0 => full,
-                rest => sum(full, column(rest)),
-            }
-        };
-        let rows = geometry.pixels / geometry.row_pixels;
-        let full = unit(self.rows * geometry.row_pixels).map(|count| count * (rows / self.rows));
-        let tiles = sum(full, unit(rows % self.rows * geometry.row_pixels));
-        let prepared = rows.div_ceil(self.rows) * geometry.channels * geometry.depth;
-        let outputs = geometry.pixels * geometry.channels;
-        [tiles[0], tiles[1], tiles[2], prepared, outputs].map(|count| count as f64)
+        // Weights that no register is left for are read again for every pixel.
+        let held = mr > 1 && registers(self.multiply, mr, nr) + nr <= wide.registers;
+        let weights = if held { nr } else { mr * nr };
+        let far = steps * nr * 4 * wide.lanes > FIRST_CACHE;
+        let step = (mr * nr * per_product).max(LATENCY).max(if far { FAR * nr } else { 0 });
+        [step * steps, mr * steps, 1, (mr * nr).pow(2), weights * steps]
     }
 }
 
-fn sum(a: [usize; 3], b: [usize; 3]) -> [usize; 3] {
-    [a[0] + b[0], a[1] + b[1], a[2] + b[2]]
+/// What `count` things cost in parts of `size`, the last part smaller.
+fn whole_and_rest(count: usize, size: usize, of_part: impl Fn(usize) -> [usize; 5]) -> [usize; 5] {
+    let rest = if count.is_multiple_of(size) { [0; 5] } else { of_part(count % size) };
+    sum(times(of_part(size), count / size), rest)
+}
+
+fn sum(a: [usize; 5], b: [usize; 5]) -> [usize; 5] {
+    std::array::from_fn(|i| a[i] + b[i])
+}
+
+fn times(counts: [usize; 5], factor: usize) -> [usize; 5] {
+    counts.map(|count| count * factor)
+}
+
+impl WideSchedule {
+    pub(crate) fn estimated_ns(&self, geometry: &ConvGeometry, wide: WideMachine) -> f64 {
+        total_ns(self.counts(geometry, wide), wide)
+    }
+
+    fn counts(&self, geometry: &ConvGeometry, wide: WideMachine) -> [f64; TERMS] {
+        let WideSchedule { multiply, mr, nr, .. } = *self;
+        let products = Products { multiply, mr, nr, channels: geometry.channels, depth: geometry.depth };
+        let rows = geometry.pixels / geometry.row_pixels;
+        let tiles = whole_and_rest(rows, self.rows, |rows| products.counts(rows * geometry.row_pixels, wide));
+        let mut counts = [0.0; TERMS];
+        [counts[PRODUCT], counts[SOURCE], counts[TILE], counts[CROWD], counts[WEIGHT]] =
+            tiles.map(|count| count as f64);
+        counts[PREPARED] = (rows.div_ceil(self.rows) * geometry.channels * geometry.depth) as f64;
+        counts[OUTPUT] = (geometry.pixels * geometry.channels) as f64;
+        let is_operand = geometry.src_bytes == multiply.operand_bytes() && unsigned_offset(geometry.src) == 0;
+        if !is_operand || geometry.kernel != [1, 1] {
+            // Every group of channels copies again, every unit some rows that others copy too.
+            let groups = geometry.channels.div_ceil(wide.lanes * nr).div_ceil(self.blocks);
+            let shared = rows.div_ceil(self.rows) * (geometry.kernel[0] - 1) / geometry.stride[0];
+            counts[COPIED] = (groups * (rows + shared) * geometry.row_values) as f64;
+        }
+        counts
+    }
+}
+
+impl WinogradSchedule {
+    pub(crate) fn estimated_ns(&self, geometry: &ConvGeometry, wide: WideMachine) -> f64 {
+        let bytes = self.weight_bytes(geometry);
+        let memory = if bytes > NEAR_BYTES { bytes as f64 * MEMORY_NS_PER_BYTE } else { 0.0 };
+        total_ns(self.counts(geometry, wide), wide).max(memory)
+    }
+
+    fn weight_bytes(&self, geometry: &ConvGeometry) -> usize {
+        self.positions(geometry) * geometry.channels * geometry.group_in * self.multiply.operand_bytes()
+    }
+
+    fn positions(&self, geometry: &ConvGeometry) -> usize {
+        [0, 1].map(|axis| self.outputs[axis] + geometry.kernel[axis] - 1).iter().product()
+    }
+
+    fn counts(&self, geometry: &ConvGeometry, wide: WideMachine) -> [f64; TERMS] {
+        let WinogradSchedule { multiply, outputs: [h, w], mr, nr, .. } = *self;
+        let positions = self.positions(geometry);
+        let images = geometry.pixels / (geometry.image_rows * geometry.row_pixels);
+        let [down, across] = [geometry.image_rows.div_ceil(h), geometry.row_pixels.div_ceil(w)];
+        let products = Products { multiply, mr, nr, channels: geometry.channels, depth: geometry.group_in };
+        let of_image = whole_and_rest(down, self.rows, |rows| products.counts(rows * across, wide));
+        let tiles = images * down * across * positions;
+        // Every group of channels transforms its inputs again.
+        let groups = geometry.channels.div_ceil(wide.lanes * nr).div_ceil(self.blocks);
+        let units = images * down.div_ceil(self.rows);
+        let mut counts = [0.0; TERMS];
+        [counts[PRODUCT], counts[SOURCE], counts[TILE], _, counts[WEIGHT]] =
+            times(of_image, images * positions).map(|count| count as f64);
+        counts[OUTPUT] = (geometry.pixels * geometry.channels) as f64;
+        let input_lanes = 4 * wide.lanes / multiply.operand_bytes();
+        counts[INPUT] = (groups * tiles * geometry.group_in.div_ceil(input_lanes)) as f64;
+        counts[SUM] = (tiles * geometry.channels.div_ceil(wide.lanes)) as f64;
+        counts[WEIGHT_BYTE] = (units * self.weight_bytes(geometry)) as f64;
+        counts
+    }
 }

@@ -48,6 +48,8 @@ pub struct WideMachine {
     pub registers: usize,
     /// Whether one instruction forms four 8-bit products per lane.
     pub dot: bool,
+    /// Whether it is one of AVX-512.
+    pub evex: bool,
 }
 
 impl Machine {
@@ -101,7 +103,7 @@ impl Schedule {
         let geometry = ConvGeometry::of(spec);
         let wide = geometry.as_ref().and_then(|g| WideSchedule::default_for(g, machine));
         let direct = geometry.as_ref().zip(wide.as_ref());
-        let winograd = direct.map(|(g, wide)| WinogradSchedule::defaults_for(g, machine, wide.multiply));
+        let winograd = direct.map(|(g, wide)| WinogradSchedule::defaults_for(g, machine, wide));
         let winograd = winograd.into_iter().flatten().map(Schedule::Winograd);
         let depthwise = DepthwiseGeometry::of(spec).and_then(|g| DepthwiseSchedule::default_for(&g, machine));
         let strassen = geometry.as_ref().and_then(|g| StrassenSchedule::default_for(g, machine));
@@ -143,6 +145,17 @@ impl Schedule {
             all.push(Schedule::Default);
         }
         all
+    }
+
+    /// Nanoseconds that the schedule is expected to take on one thread, if there is an estimate.
+    pub fn estimated_ns(self, spec: &KernelSpec, machine: Machine) -> Option<f64> {
+        let geometry = ConvGeometry::of(spec)?;
+        let wide = geometry.wide_machine(machine)?;
+        match self {
+            Schedule::Wide(schedule) => Some(schedule.estimated_ns(&geometry, wide)),
+            Schedule::Winograd(schedule) => Some(schedule.estimated_ns(&geometry, wide)),
+            _ => None,
+        }
     }
 
     /// Whether the schedule can run `spec` on `machine`; the error says why not.

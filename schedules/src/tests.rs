@@ -3,12 +3,15 @@ use hawqc_ir::{Add, Arg, Conv, Elem, KernelSpec, TensorType};
 use super::*;
 
 const X86: Machine = Machine { vector_registers: 16, quad_dot: true, wide: [None, None] };
-const AVX2: Machine =
-    Machine { quad_dot: false, wide: [Some(WideMachine { lanes: 8, registers: 16, dot: false }), None], ..X86 };
+const AVX2: Machine = Machine {
+    quad_dot: false,
+    wide: [Some(WideMachine { lanes: 8, registers: 16, dot: false, evex: false }), None],
+    ..X86
+};
 const AVX512: Machine = Machine {
     wide: [
-        Some(WideMachine { lanes: 16, registers: 32, dot: true }),
-        Some(WideMachine { lanes: 8, registers: 16, dot: true }),
+        Some(WideMachine { lanes: 16, registers: 32, dot: true, evex: true }),
+        Some(WideMachine { lanes: 8, registers: 16, dot: true, evex: true }),
     ],
     ..X86
 };

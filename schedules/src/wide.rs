@@ -29,7 +29,7 @@ pub enum Multiply {
 impl Multiply {
     pub const ALL: [Multiply; 4] = [Multiply::I16, Multiply::Sum16, Multiply::Sum32, Multiply::Dot];
 
-    pub(crate) fn name(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
             Multiply::I16 => "i16",
             Multiply::Sum16 => "sum16",

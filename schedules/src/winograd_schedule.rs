@@ -9,7 +9,7 @@ use std::str::FromStr;
 use crate::conv::ConvGeometry;
 use crate::wide::registers;
 use crate::winograd::{Kernel, Lane, Member};
-use crate::{Machine, Multiply, WideMachine};
+use crate::{Machine, Multiply, WideMachine, WideSchedule};
 
 /// See the module's documentation. All at least 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -43,22 +43,6 @@ const MAX_NR: usize = 4;
 const TILES: [(usize, usize); 5] = [(7, 2), (6, 2), (4, 3), (8, 1), (4, 2)];
 /// Tiles of a unit: enough to read a block's weights for, few enough to stay in the second-level cache.
 const UNIT_TILES: usize = 28;
-/// Time of transforming a value, and of reading a byte of weights once, in the units of [`product_cost`]. From single
-/// layers on one core with AVX2: `docs/results.md`.
-const TRANSFORM_COST: usize = 200;
-const WEIGHT_BYTE_COST: usize = 60;
-
-/// Time of a multiply-accumulate of a register tile. Those with a dot product are counts of instructions: no such machine
-/// was measured.
-fn product_cost(multiply: Multiply, wide: WideMachine) -> usize {
-    match multiply {
-        Multiply::I16 if wide.dot => 8,
-        Multiply::Dot => 4,
-        Multiply::I16 => 20,
-        Multiply::Sum16 => 11,
-        Multiply::Sum32 => 16,
-    }
-}
 
 impl WinogradSchedule {
     pub fn lane(&self) -> Lane {
@@ -70,17 +54,20 @@ impl WinogradSchedule {
         Member::new(Kernel { taps, stride: [1, 1] }, self.outputs, [&[], &[]], self.lane())
     }
 
-    /// Schedules worth having without a measurement, the best first: those that an estimate expects to be faster than
-    /// direct convolution with `direct` products.
-    pub(crate) fn defaults_for(geometry: &ConvGeometry, machine: Machine, direct: Multiply) -> Vec<WinogradSchedule> {
+    /// Schedules worth having without a measurement, the best of each algorithm, the best first: those that an estimate
+    /// expects to be faster than direct convolution by `direct`.
+    pub(crate) fn defaults_for(
+        geometry: &ConvGeometry,
+        machine: Machine,
+        direct: &WideSchedule,
+    ) -> Vec<WinogradSchedule> {
         let Some(wide) = geometry.wide_machine(machine) else {
             return Vec::new();
         };
-        let taps: usize = geometry.kernel.iter().product();
-        let limit = geometry.pixels * taps * product_cost(direct, wide);
+        let limit = direct.estimated_ns(geometry, wide);
         let mut all = WinogradSchedule::candidates(geometry, machine);
-        all.retain(|s| (s.mr, s.nr) == (6, 2) && s.cost(geometry, wide) < limit);
-        all.sort_by_key(|s| s.cost(geometry, wide));
+        all.retain(|s| s.estimated_ns(geometry, wide) < limit);
+        all.sort_by(|a, b| a.estimated_ns(geometry, wide).total_cmp(&b.estimated_ns(geometry, wide)));
         let mut seen = Vec::new();
         all.retain(|s| {
             let is_new = !seen.contains(&(s.multiply, s.outputs));
@@ -88,19 +75,6 @@ impl WinogradSchedule {
             is_new
         });
         all
-    }
-
-    /// Estimated time for a pair of an input and an output channel, in the units of [`product_cost`]: products, their
-    /// share of the transforms, and the transformed weights on their way from memory.
-    fn cost(&self, geometry: &ConvGeometry, wide: WideMachine) -> usize {
-        let WinogradSchedule { multiply, outputs: [h, w], .. } = *self;
-        let positions = (h + geometry.kernel[0] - 1) * (w + geometry.kernel[1] - 1);
-        let tiles = geometry.pixels / (geometry.image_rows * geometry.row_pixels)
-            * geometry.image_rows.div_ceil(h)
-            * geometry.row_pixels.div_ceil(w);
-        let transforms = TRANSFORM_COST * tiles / geometry.channels + TRANSFORM_COST * tiles / geometry.group_in;
-        let weights = WEIGHT_BYTE_COST * multiply.operand_bytes();
-        positions * (tiles * product_cost(multiply, wide) + transforms + weights)
     }
 
     pub(crate) fn candidates(geometry: &ConvGeometry, machine: Machine) -> Vec<WinogradSchedule> {
@@ -152,10 +126,10 @@ impl WinogradSchedule {
             let known: Vec<String> = known.iter().map(|[h, w]| format!("{h}x{w}")).collect();
             return Err(format!("tiles for {kh}x{kw} taps are: {}", known.join(", ")));
         };
-        let vector_channels = 4 * wide.lanes / self.multiply.operand_bytes();
-        if geometry.wide || !geometry.group_in.is_multiple_of(vector_channels) {
+        let step = self.multiply.step();
+        if geometry.wide || !geometry.group_in.is_multiple_of(step) {
             return Err(format!(
-                "the algorithm takes inputs of up to 8 bits, {vector_channels} channels at a time, not {} channels",
+                "the algorithm takes inputs of up to 8 bits, {step} channels at a time, not {} channels",
                 geometry.group_in
             ));
         }

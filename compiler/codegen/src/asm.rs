@@ -14,30 +14,37 @@ mod alloc;
 mod encode;
 mod ops;
 
+use hawqc_schedules::WideMachine;
 use iced_x86::{Code, OpKind, Register};
 use thiserror::Error;
 
-pub use ops::{Binary, Shift, ShiftBy, Widen};
+pub use ops::{Binary, Shift, ShiftBy, Widen, pack_orders};
 
 /// A family of vector instructions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Isa {
     /// 256 bits, VEX encoding, 16 registers.
     Avx2,
+    /// The same, with AVX-512's dot products of 256 bits instead of AVX-VNNI's.
+    Avx512Vl,
     /// 512 bits, EVEX encoding, 32 registers: AVX-512 F, BW, DQ, VL.
     Avx512,
 }
 
 impl Isa {
-    /// The one with so many lanes of 32 bits.
-    pub const fn with_lanes(lanes: usize) -> Isa {
-        if lanes == Isa::Avx512.lanes() { Isa::Avx512 } else { Isa::Avx2 }
+    /// The one of these vectors.
+    pub const fn of(wide: WideMachine) -> Isa {
+        match (wide.lanes == Isa::Avx512.lanes(), wide.evex) {
+            (true, _) => Isa::Avx512,
+            (false, true) => Isa::Avx512Vl,
+            (false, false) => Isa::Avx2,
+        }
     }
 
     /// Bytes of a vector.
     pub const fn bytes(self) -> usize {
         match self {
-            Isa::Avx2 => 32,
+            Isa::Avx2 | Isa::Avx512Vl => 32,
             Isa::Avx512 => 64,
         }
     }
@@ -50,7 +57,7 @@ impl Isa {
     /// Vector registers.
     pub const fn registers(self) -> usize {
         match self {
-            Isa::Avx2 => 16,
+            Isa::Avx2 | Isa::Avx512Vl => 16,
             Isa::Avx512 => 32,
         }
     }
@@ -147,8 +154,10 @@ enum Item {
     LoopBack(usize),
 }
 
-/// The opmask that holds [`Asm::set_odd_mask`]'s lanes.
-const ODD: Register = Register::K1;
+/// The opmask that holds [`Asm::set_even_mask`]'s lanes.
+const EVEN: Register = Register::K1;
+/// The opmask of [`Asm::zero_unordered`].
+const ORDERED: Register = Register::K2;
 
 /// A function under construction.
 pub struct Asm {
@@ -239,12 +248,12 @@ impl Asm {
         self.items.push(Item::LoopBack(label));
     }
 
-    /// Prepares [`Asm::blend_odd`].
-    pub fn set_odd_mask(&mut self) {
+    /// Prepares [`Asm::high_halves`].
+    pub fn set_even_mask(&mut self) {
         if self.isa == Isa::Avx512 {
             let lanes = self.gpr();
-            self.set(lanes, 0xaaaa);
-            self.push(Code::VEX_Kmovw_kr_r32, [Operand::Mask(ODD), Operand::Gpr32(lanes)]);
+            self.set(lanes, 0x5555);
+            self.push(Code::VEX_Kmovw_kr_r32, [Operand::Mask(EVEN), Operand::Gpr32(lanes)]);
         }
     }
 

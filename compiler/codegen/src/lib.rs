@@ -10,6 +10,7 @@ pub mod dot;
 mod error;
 mod interface;
 mod kernels;
+pub mod limit;
 pub mod link;
 mod lower;
 mod memory_plan;

@@ -123,7 +123,8 @@ impl<M: Module> Lowering<'_, M> {
 
     fn kernel(&mut self, index: usize) -> Result<FuncId, CodegenError> {
         let kernel = &self.program.kernels[index];
-        let leaves = kernel.lowered.leaves.iter().map(|leaf| self.leaf(leaf)).collect::<Result<Vec<_>, _>>()?;
+        let prefix = if kernel.lowered.is_border { "border.leaf" } else { "leaf" };
+        let leaves = kernel.lowered.leaves.iter().map(|leaf| self.leaf(prefix, leaf)).collect::<Result<Vec<_>, _>>()?;
         self.define(&kernel.name, 3, |lowering, c, params| {
             let leaves = leaves.iter().map(|&id| lowering.module.declare_func_in_func(id, c.b.func)).collect();
             let frame = Frame::load(c, &kernel.lowered, [params[0], params[1], params[2]], leaves);
@@ -133,11 +134,11 @@ impl<M: Module> Lowering<'_, M> {
     }
 
     /// Defines an assembled function, once for all kernels that have the same.
-    fn leaf(&mut self, leaf: &Leaf) -> Result<FuncId, CodegenError> {
+    fn leaf(&mut self, prefix: &str, leaf: &Leaf) -> Result<FuncId, CodegenError> {
         if let Some(&id) = self.leaves.get(&leaf.code) {
             return Ok(id);
         }
-        let symbol = format!("leaf.{}.{}", self.leaves.len(), leaf.name);
+        let symbol = format!("{prefix}.{}.{}", self.leaves.len(), leaf.name);
         let id = define_code(self.module, &symbol, &self.signature(1), &leaf.code)?;
         self.leaves.insert(leaf.code.clone(), id);
         Ok(id)

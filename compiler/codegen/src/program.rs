@@ -41,6 +41,7 @@ impl Options {
 /// The facts of a target that schedules depend on.
 pub fn machine(target: &Target) -> Machine {
     let wide_512 = [Feature::Avx512bw, Feature::Avx512dq, Feature::Avx512vl].iter().all(|&f| target.has(f));
+    let dot_512 = wide_512 && target.has(Feature::Avx512vnni);
     Machine {
         vector_registers: match target.arch() {
             Arch::X86_64 => 16,
@@ -48,11 +49,12 @@ pub fn machine(target: &Target) -> Machine {
         },
         quad_dot: matches!(target.dot(), Dot::Vnni | Dot::Sdot | Dot::Usdot),
         wide: [
-            wide_512.then(|| WideMachine { lanes: 16, registers: 32, dot: target.has(Feature::Avx512vnni) }),
+            wide_512.then_some(WideMachine { lanes: 16, registers: 32, dot: dot_512, evex: dot_512 }),
             target.has(Feature::Avx2).then(|| WideMachine {
                 lanes: 8,
                 registers: 16,
-                dot: target.has(Feature::AvxVnni),
+                dot: target.has(Feature::AvxVnni) || dot_512,
+                evex: dot_512 && !target.has(Feature::AvxVnni),
             }),
         ],
     }
@@ -86,7 +88,7 @@ pub struct Step {
     pub symbol: String,
     /// Position of the kernel.
     pub kernel: usize,
-    /// What was proved of the step's constants, and why preferred schedules were passed over.
+    /// The time expected on one thread, what was proved of the step's constants, and why preferred schedules were passed over.
     pub notes: Vec<String>,
     pub dst: Place,
     pub operands: Vec<Place>,
@@ -386,9 +388,10 @@ impl Builder {
         let count = tables.len();
         let tables = tables.into_iter().map(|table| self.constant(table.bytes, table.is_weights)).collect();
         let proof = Some(std::mem::take(&mut lowered.proof)).filter(|proof| !proof.is_empty());
+        let estimate = schedule.estimated_ns(spec, machine).map(|ns| format!("estimate {:.1} us", ns / 1e3));
         let draft = Draft {
             kernel: 0,
-            notes: proof.into_iter().chain(passed_over).collect(),
+            notes: estimate.into_iter().chain(proof).chain(passed_over).collect(),
             operands: lowered.operands.iter().map(|&i| args[i]).collect(),
             tables,
             scratch_bytes: lowered.scratch_bytes * lowered.max_tasks(),

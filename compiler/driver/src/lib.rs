@@ -18,7 +18,7 @@ pub mod verify;
 pub use compile::{CompileOptions, Compiled, audit, compile, compile_tuned, stage_names, target_of};
 pub use error::{Class, Error};
 pub use form::Form;
-pub use hawqc_codegen::{LinkWith, TARGETS, Target};
+pub use hawqc_codegen::{LinkWith, TARGETS, Target, limit};
 pub use pipeline::{Lowered, Precision, Stage, float_form, lower, lower_integer, pass_names, quantize};
 pub use source::Source;
 

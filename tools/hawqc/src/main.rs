@@ -21,7 +21,7 @@ fn main() -> ExitCode {
     // A panic is a mistake of ours; it is reported like any other error, with its own exit code.
     std::panic::set_hook(Box::new(|_| {}));
     let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| commands::run(&cli, &console)));
-    match outcome.unwrap_or_else(|panic| Err(internal(&panic))) {
+    match outcome.unwrap_or_else(|panic| Err(internal(panic.as_ref()))) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             console.fail(&failure);

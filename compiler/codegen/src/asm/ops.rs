@@ -2,7 +2,7 @@
 
 use iced_x86::{Code, OpKind};
 
-use super::{Asm, Gpr, Isa, Mem, ODD, Operand, Src, V, View};
+use super::{Asm, EVEN, Gpr, Isa, Mem, ORDERED, Operand, Src, V, View};
 
 /// A table of codes: one row an operation, one column an encoding.
 macro_rules! codes {
@@ -16,7 +16,7 @@ macro_rules! codes {
         impl $name {
             fn code(self, isa: Isa) -> Code {
                 match (self, isa) {
-                    $(($name::$row, Isa::Avx2) => Code::$avx2,
+                    $(($name::$row, Isa::Avx2 | Isa::Avx512Vl) => Code::$avx2,
                     ($name::$row, Isa::Avx512) => Code::$avx512,)*
                 }
             }
@@ -33,6 +33,8 @@ codes! {
         Maddubs VEX_Vpmaddubsw_ymm_ymm_ymmm256 EVEX_Vpmaddubsw_zmm_k1z_zmm_zmmm512,
         /// Signed products of the even i32 lanes, 64 bits each.
         MulEven VEX_Vpmuldq_ymm_ymm_ymmm256 EVEX_Vpmuldq_zmm_k1z_zmm_zmmm512b64,
+        /// High halves of u16 products.
+        MulHighU16 VEX_Vpmulhuw_ymm_ymm_ymmm256 EVEX_Vpmulhuw_zmm_k1z_zmm_zmmm512,
         MulI16 VEX_Vpmullw_ymm_ymm_ymmm256 EVEX_Vpmullw_zmm_k1z_zmm_zmmm512,
         MulI32 VEX_Vpmulld_ymm_ymm_ymmm256 EVEX_Vpmulld_zmm_k1z_zmm_zmmm512b32,
         AddI8 VEX_Vpaddb_ymm_ymm_ymmm256 EVEX_Vpaddb_zmm_k1z_zmm_zmmm512,
@@ -47,6 +49,14 @@ codes! {
         MaxI32 VEX_Vpmaxsd_ymm_ymm_ymmm256 EVEX_Vpmaxsd_zmm_k1z_zmm_zmmm512b32,
         MinI32 VEX_Vpminsd_ymm_ymm_ymmm256 EVEX_Vpminsd_zmm_k1z_zmm_zmmm512b32,
         And VEX_Vpand_ymm_ymm_ymmm256 EVEX_Vpandd_zmm_k1z_zmm_zmmm512b32,
+        DivF32 VEX_Vdivps_ymm_ymm_ymmm256 EVEX_Vdivps_zmm_k1z_zmm_zmmm512b32_er,
+        /// `a` where it is greater than `b`, else `b`; the same of `MinF32` and less.
+        MaxF32 VEX_Vmaxps_ymm_ymm_ymmm256 EVEX_Vmaxps_zmm_k1z_zmm_zmmm512b32_sae,
+        MinF32 VEX_Vminps_ymm_ymm_ymmm256 EVEX_Vminps_zmm_k1z_zmm_zmmm512b32_sae,
+        /// Bytes of `a`, in each 128 bits those that `b` names; 0 for 0x80.
+        Shuffle VEX_Vpshufb_ymm_ymm_ymmm256 EVEX_Vpshufb_zmm_k1z_zmm_zmmm512,
+        /// The i32 lanes of `b` that `a` names.
+        Permute VEX_Vpermd_ymm_ymm_ymmm256 EVEX_Vpermd_zmm_k1z_zmm_zmmm512b32,
         Xor VEX_Vpxor_ymm_ymm_ymmm256 EVEX_Vpxord_zmm_k1z_zmm_zmmm512b32,
     }
 }
@@ -83,7 +93,7 @@ codes! {
 impl Asm {
     fn view(&self) -> View {
         match self.isa {
-            Isa::Avx2 => View::Y,
+            Isa::Avx2 | Isa::Avx512Vl => View::Y,
             Isa::Avx512 => View::Z,
         }
     }
@@ -125,6 +135,7 @@ impl Asm {
     pub fn dot_u8i8(&mut self, acc: V, x: V, w: impl Into<Src>) {
         let code = match self.isa {
             Isa::Avx2 => Code::VEX_Vpdpbusd_ymm_ymm_ymmm256,
+            Isa::Avx512Vl => Code::EVEX_Vpdpbusd_ymm_k1z_ymm_ymmm256b32,
             Isa::Avx512 => Code::EVEX_Vpdpbusd_zmm_k1z_zmm_zmmm512b32,
         };
         let operands = [self.reg(acc), self.reg(x), self.src(w.into())];
@@ -135,6 +146,7 @@ impl Asm {
     pub fn dot_i16(&mut self, acc: V, x: V, w: impl Into<Src>) {
         let code = match self.isa {
             Isa::Avx2 => Code::VEX_Vpdpwssd_ymm_ymm_ymmm256,
+            Isa::Avx512Vl => Code::EVEX_Vpdpwssd_ymm_k1z_ymm_ymmm256b32,
             Isa::Avx512 => Code::EVEX_Vpdpwssd_zmm_k1z_zmm_zmmm512b32,
         };
         let operands = [self.reg(acc), self.reg(x), self.src(w.into())];
@@ -147,7 +159,7 @@ impl Asm {
 
     pub fn load(&mut self, dst: V, from: Mem) {
         let code = match self.isa {
-            Isa::Avx2 => Code::VEX_Vmovdqu_ymm_ymmm256,
+            Isa::Avx2 | Isa::Avx512Vl => Code::VEX_Vmovdqu_ymm_ymmm256,
             Isa::Avx512 => Code::EVEX_Vmovdqu32_zmm_k1z_zmmm512,
         };
         let operands = [self.reg(dst), Operand::Mem(from)];
@@ -156,7 +168,7 @@ impl Asm {
 
     pub fn store(&mut self, to: Mem, value: V) {
         let code = match self.isa {
-            Isa::Avx2 => Code::VEX_Vmovdqu_ymmm256_ymm,
+            Isa::Avx2 | Isa::Avx512Vl => Code::VEX_Vmovdqu_ymmm256_ymm,
             Isa::Avx512 => Code::EVEX_Vmovdqu32_zmmm512_k1z_zmm,
         };
         let operands = [Operand::Mem(to), self.reg(value)];
@@ -168,35 +180,109 @@ impl Asm {
         self.push(Code::Prefetcht0_m8, [Operand::Mem(from)]);
     }
 
+    /// The same, for the second-level cache.
+    pub fn prefetch_second(&mut self, from: Mem) {
+        self.push(Code::Prefetcht1_m8, [Operand::Mem(from)]);
+    }
+
     /// The 32 bits at `from` in every lane.
     pub fn broadcast_i32(&mut self, dst: V, from: Mem) {
         let code = match self.isa {
-            Isa::Avx2 => Code::VEX_Vpbroadcastd_ymm_xmmm32,
+            Isa::Avx2 | Isa::Avx512Vl => Code::VEX_Vpbroadcastd_ymm_xmmm32,
             Isa::Avx512 => Code::EVEX_Vpbroadcastd_zmm_k1z_xmmm32,
         };
         let operands = [self.reg(dst), Operand::Mem(from)];
         self.push(code, operands);
     }
 
-    /// The odd i32 lanes of `odd`, the even ones of `dst`; after [`Asm::set_odd_mask`].
-    pub fn blend_odd(&mut self, dst: V, odd: V) {
+    /// The high halves of 64-bit lanes: those of `even` in even i32 lanes, those of `odd` in odd ones; after
+    /// [`Asm::set_even_mask`]. Overwrites both; returns the one with the result.
+    pub fn high_halves(&mut self, even: V, odd: V) -> V {
         match self.isa {
-            Isa::Avx2 => {
+            Isa::Avx2 | Isa::Avx512Vl => {
+                self.shift(Shift::RightU64, even, even, 32);
                 let imm = Operand::Imm(OpKind::Immediate8, 0xaa);
-                let operands = [self.reg(dst), self.reg(dst), self.reg(odd), imm];
+                let operands = [self.reg(even), self.reg(even), self.reg(odd), imm];
                 self.push(Code::VEX_Vpblendd_ymm_ymm_ymmm256_imm8, operands);
+                even
             }
             Isa::Avx512 => {
-                let operands = [self.reg(dst), self.reg(odd)];
-                self.push_masked(Code::EVEX_Vmovdqa32_zmm_k1z_zmmm512, operands, Some(ODD));
+                let operands = [self.reg(odd), self.reg(even)];
+                self.push_masked(Code::EVEX_Vmovshdup_zmm_k1z_zmmm512, operands, Some(EVEN));
+                odd
             }
+        }
+    }
+
+    /// f32 lanes rounded to whole numbers, half-way ones to even.
+    pub fn round_nearest(&mut self, dst: V, src: V) {
+        // 0: to nearest; 8: without the exception of an inexact result.
+        let operands = [self.reg(dst), self.reg(src), Operand::Imm(OpKind::Immediate8, 8)];
+        let code = match self.isa {
+            Isa::Avx2 | Isa::Avx512Vl => Code::VEX_Vroundps_ymm_ymmm256_imm8,
+            Isa::Avx512 => Code::EVEX_Vrndscaleps_zmm_k1z_zmmm512b32_imm8_sae,
+        };
+        self.push(code, operands);
+    }
+
+    /// f32 lanes as i32.
+    pub fn float_to_int(&mut self, dst: V, src: V) {
+        let code = match self.isa {
+            Isa::Avx2 | Isa::Avx512Vl => Code::VEX_Vcvtps2dq_ymm_ymmm256,
+            Isa::Avx512 => Code::EVEX_Vcvtps2dq_zmm_k1z_zmmm512b32_er,
+        };
+        self.push(code, [self.reg(dst), self.reg(src)]);
+    }
+
+    /// Sets the lanes of `dst` to 0 where `test` is not a number.
+    pub fn zero_unordered(&mut self, dst: V, test: V) {
+        // 7: ordered.
+        let ordered = Operand::Imm(OpKind::Immediate8, 7);
+        let (kept, test) = (self.vec(), self.reg(test));
+        match self.isa {
+            Isa::Avx2 | Isa::Avx512Vl => {
+                self.push(Code::VEX_Vcmpps_ymm_ymm_ymmm256_imm8, [self.reg(kept), test, test, ordered]);
+                self.binary(Binary::And, dst, dst, kept);
+            }
+            Isa::Avx512 => {
+                let mask = Operand::Mask(ORDERED);
+                self.push(Code::EVEX_Vcmpps_kr_k1_zmm_zmmm512b32_imm8_sae, [mask, test, test, ordered]);
+                self.zero(kept);
+                let operands = [self.reg(kept), self.reg(dst)];
+                self.push_masked(Code::EVEX_Vmovdqa32_zmm_k1z_zmmm512, operands, Some(ORDERED));
+                self.push(Code::EVEX_Vmovdqa32_zmm_k1z_zmmm512, [self.reg(dst), self.reg(kept)]);
+            }
+        }
+    }
+
+    /// Stores the first bytes of `value`, a multiple of 8 in vectors of 256 bits, of 16 in those of 512. Overwrites `value`.
+    pub fn store_first(&mut self, to: Mem, value: V, bytes: usize) {
+        let [x, y, z] = [View::X, View::Y, View::Z].map(|view| Operand::Vec(value, view));
+        let at = |offset: i32| Operand::Mem(Mem { disp: to.disp + offset, ..to });
+        let quarter = |index: i32| Operand::Imm(OpKind::Immediate8, index);
+        match (self.isa, bytes) {
+            (Isa::Avx512, 64) => self.store(to, value),
+            (Isa::Avx512, 48) => {
+                self.push(Code::EVEX_Vmovdqu32_ymmm256_k1z_ymm, [at(0), y]);
+                self.push(Code::EVEX_Vextracti32x4_xmmm128_k1z_zmm_imm8, [at(32), z, quarter(2)]);
+            }
+            (Isa::Avx512, 32) => self.push(Code::EVEX_Vmovdqu32_ymmm256_k1z_ymm, [at(0), y]),
+            (Isa::Avx512, _) => self.push(Code::EVEX_Vmovdqu32_xmmm128_k1z_xmm, [at(0), x]),
+            (_, 32) => self.store(to, value),
+            (_, 24) => {
+                self.push(Code::VEX_Vmovdqu_xmmm128_xmm, [at(0), x]);
+                self.push(Code::VEX_Vextracti128_xmmm128_ymm_imm8, [x, y, quarter(1)]);
+                self.push(Code::VEX_Vmovq_xmmm64_xmm, [at(16), x]);
+            }
+            (_, 16) => self.push(Code::VEX_Vmovdqu_xmmm128_xmm, [at(0), x]),
+            _ => self.push(Code::VEX_Vmovq_xmmm64_xmm, [at(0), x]),
         }
     }
 
     /// Stores i32 lanes as i16 with saturation. Overwrites `value`.
     pub fn store_i16(&mut self, to: Mem, value: V) {
         match self.isa {
-            Isa::Avx2 => {
+            Isa::Avx2 | Isa::Avx512Vl => {
                 self.pack_halves(value);
                 self.push(Code::VEX_Vmovdqu_xmmm128_xmm, [Operand::Mem(to), Operand::Vec(value, View::X)]);
             }
@@ -210,7 +296,7 @@ impl Asm {
     /// Stores i32 lanes as bytes with saturation to i8 or u8. Overwrites `value`.
     pub fn store_bytes(&mut self, to: Mem, value: V, signed: bool) {
         match self.isa {
-            Isa::Avx2 => {
+            Isa::Avx2 | Isa::Avx512Vl => {
                 self.pack_halves(value);
                 let code =
                     if signed { Code::VEX_Vpacksswb_xmm_xmm_xmmm128 } else { Code::VEX_Vpackuswb_xmm_xmm_xmmm128 };
@@ -251,6 +337,30 @@ impl Asm {
         self.push(Code::VEX_Vmovdqu_xmmm128_xmm, [Operand::Mem(to), x]);
     }
 
+    /// Stores four vectors of i32 lanes of 512 bits, one behind the other, as bytes with saturation; `order` is
+    /// [`pack_orders`]' first. Overwrites all.
+    pub fn store_bytes_quad(&mut self, to: Mem, [a, b, c, d]: [V; 4], signed: bool, order: Mem) {
+        let z = |v| Operand::Vec(v, View::Z);
+        self.push(Code::EVEX_Vpackssdw_zmm_k1z_zmm_zmmm512b32, [z(a), z(a), z(b)]);
+        self.push(Code::EVEX_Vpackssdw_zmm_k1z_zmm_zmmm512b32, [z(c), z(c), z(d)]);
+        let code =
+            if signed { Code::EVEX_Vpacksswb_zmm_k1z_zmm_zmmm512 } else { Code::EVEX_Vpackuswb_zmm_k1z_zmm_zmmm512 };
+        self.push(code, [z(a), z(a), z(c)]);
+        self.load(b, order);
+        self.push(Code::EVEX_Vpermd_zmm_k1z_zmm_zmmm512b32, [z(a), z(b), z(a)]);
+        self.store(to, a);
+    }
+
+    /// Stores two vectors of i32 lanes of 512 bits, one behind the other, as i16 with saturation; `order` is
+    /// [`pack_orders`]' second. Overwrites both.
+    pub fn store_i16_pair(&mut self, to: Mem, [low, high]: [V; 2], order: Mem) {
+        let z = |v| Operand::Vec(v, View::Z);
+        self.push(Code::EVEX_Vpackssdw_zmm_k1z_zmm_zmmm512b32, [z(low), z(low), z(high)]);
+        self.load(high, order);
+        self.push(Code::EVEX_Vpermq_zmm_k1z_zmm_zmmm512b64, [z(low), z(high), z(low)]);
+        self.store(to, low);
+    }
+
     /// Stores four vectors of i32 lanes as bytes with saturation, each where it belongs. Overwrites all.
     pub fn store_bytes_apart(&mut self, to: [Mem; 4], [a, b, c, d]: [V; 4], signed: bool) {
         if self.isa == Isa::Avx512 {
@@ -285,4 +395,12 @@ impl Asm {
     pub fn argument(&mut self, table: Gpr, word: usize) -> Gpr {
         self.load_word(Mem::at(table, 8 * word))
     }
+}
+
+/// What orders the lanes of 512-bit vectors that were packed four to one and two to one, as vectors of i32. Packing works in
+/// parts of 128 bits: word 4k + v of four to one, quadword 2k + v of two to one, holds part k of vector v.
+pub fn pack_orders() -> [Vec<i32>; 2] {
+    let bytes = (0..16).map(|to| to % 4 * 4 + to / 4).collect();
+    let words = (0..8).flat_map(|to| [to % 4 * 2 + to / 4, 0]).collect();
+    [bytes, words]
 }

@@ -66,14 +66,14 @@ pub(super) fn lower(spec: &KernelSpec, constants: &[Option<&Tensor>]) -> Result<
 }
 
 /// Scales and zero points, one each or one per entry of an axis.
-struct Parameters {
+pub(super) struct Parameters {
     scale: Vec<f32>,
     zero: Vec<i64>,
-    axis: Option<usize>,
+    pub axis: Option<usize>,
 }
 
 impl Parameters {
-    fn new(args: &[Arg], constants: &[Option<&Tensor>], axis: usize) -> Result<Parameters, Unsupported> {
+    pub fn new(args: &[Arg], constants: &[Option<&Tensor>], axis: usize) -> Result<Parameters, Unsupported> {
         let constant = |position: usize| match args.get(position) {
             Some(&Arg::Operand(i)) => constants.get(i).copied().flatten(),
             _ => None,
@@ -94,7 +94,7 @@ impl Parameters {
     }
 
     /// Scale, zero point, and the bounds before the zero point is added.
-    fn quantize_tables(&self, [lo, hi]: [i64; 2]) -> Result<Vec<Table>, Unsupported> {
+    pub fn quantize_tables(&self, [lo, hi]: [i64; 2]) -> Result<Vec<Table>, Unsupported> {
         let bounds = [lo, hi].map(|bound| self.zero.iter().map(|zero| bound - zero).collect::<Vec<i64>>());
         if bounds.iter().flatten().chain(&self.zero).any(|b| b.abs() >= EXACT) {
             return Err(Unsupported::new(format!("quantize to [{lo}, {hi}] with bounds beyond 2^24")));

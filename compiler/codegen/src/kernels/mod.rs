@@ -143,7 +143,10 @@ pub fn lower(
     let floats = spec.operands().iter().map(|ty| ty.is_float());
     match &first.op {
         Op::Quantize(_) | Op::Dequantize(_) | Op::Softmax(_) => border::lower(spec, constants),
-        Op::Transpose(_) if spec.steps().len() == 2 => border::lower(spec, constants),
+        Op::Transpose(_) if spec.steps().len() == 2 => match schedule {
+            Schedule::Assembled => wide::image::lower(spec, constants, machine(target)),
+            _ => border::lower(spec, constants),
+        },
         Op::Concat(_) | Op::Pad(_) | Op::Transpose(_) if spec.steps().len() == 1 => movement::lower(spec),
         _ if floats.into_iter().any(|float| float) => Err(Unsupported::new(format!("`{}` of floats", first.op.name()))),
         Op::Conv(_) if ConvGeometry::of(spec).is_none() => match schedule {

@@ -20,6 +20,8 @@ fn quantize() {
         for (shape, perm) in [
             (vec![1, 3, 5, 9], Some(vec![0, 2, 3, 1])),
             (vec![2, 1, 4, 4], Some(vec![0, 2, 3, 1])),
+            (vec![1, 4, 3, 7], Some(vec![0, 2, 3, 1])),
+            (vec![2, 3, 67, 71], Some(vec![0, 2, 3, 1])),
             (vec![1, 2, 3, 21], None),
             (vec![1, 7], None),
         ] {

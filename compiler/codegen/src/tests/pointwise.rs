@@ -101,6 +101,26 @@ fn assembled_requantisations() {
     }
 }
 
+/// Every value of 16 bits in the assembled kernel, which forms its products in 32 bits.
+#[test]
+fn assembled_requantisations_of_every_16_bit_value() {
+    let range = Range::new(-32_767, 32_767);
+    let pairs =
+        [(1 << 30, 17), ((1 << 31) - 1, 31), ((1 << 31) - (1 << 15) - 1, 46), (0x5555_5555, 30), (3, 17), (0, 20)];
+    for target in runnable_targets().into_iter().filter(|t| machine(t).wide.iter().any(Option::is_some)) {
+        for (i, pair) in pairs.into_iter().enumerate() {
+            for range in [range, Range::new(0, range.hi)] {
+                let src = TensorType::with_range(Elem::I16, [1, 32, 32, 64], range).unwrap();
+                let values = (-32_768..32_768).map(|v: i64| v.clamp(range.lo, range.hi)).collect();
+                let round = [Rounding::HalfUp, Rounding::Floor][i % 2];
+                let out = [Elem::I32, Elem::I16, Elem::U8][i % 3];
+                let case = requant(op(round, out, 0, i as i32), src, values, &[1], &[pair]);
+                case.check(&target, &[Schedule::Assembled], &[1]);
+            }
+        }
+    }
+}
+
 /// Shifts that need the split form (too far apart to be made equal by scaling) and only it.
 #[test]
 fn distant_shifts_per_channel() {

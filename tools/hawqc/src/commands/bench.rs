@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hawqc_driver::write_file;
-use hawqc_runtime::{Entry, Model, Session, Tensor, TensorMut, TensorRef};
+use hawqc_driver::{limit, target_of, write_file};
+use hawqc_runtime::{Entry, Manifest, Model, Session, Tensor, TensorMut, TensorRef};
+use hawqc_schedules::Schedule;
 use serde::Serialize;
 
 use super::run::make_inputs;
@@ -28,6 +29,8 @@ struct Step {
     kernel: String,
     macs: u64,
     median_ns: u64,
+    /// Multiply-accumulates per second over the most that the cores reach by direct products.
+    of_limit: Option<f64>,
 }
 
 pub fn run(args: &Bench, global: &Global, console: &Console) -> Result<(), Failure> {
@@ -39,21 +42,53 @@ pub fn run(args: &Bench, global: &Global, console: &Console) -> Result<(), Failu
     if !args.profile {
         return console.result(&latency, || describe(&latency));
     }
-    let steps = profile(&mut session, &inputs, limit)?;
+    let mut steps = profile(&mut session, &inputs, limit)?;
+    let limits = compare_with_limit(&mut steps, model.manifest(), session.threads())?;
     if let Some(path) = &args.trace {
         write_file(path, trace(&steps).to_string().as_bytes())?;
     }
     let total: u64 = steps.iter().map(|s| s.median_ns).sum();
-    console.result(&serde_json::json!({ "latency": latency, "steps": steps }), || {
+    console.result(&serde_json::json!({ "latency": latency, "limits": limits, "steps": steps }), || {
         let row = |s: &Step| {
             let share = 100.0 * s.median_ns as f64 / total.max(1) as f64;
             let rate = s.macs as f64 / s.median_ns.max(1) as f64;
             let time = time(Duration::from_nanos(s.median_ns));
-            vec![s.name.clone(), s.kernel.clone(), time, format!("{share:.1} %"), format!("{rate:.1}")]
+            let of_limit = s.of_limit.map(|share| format!("{:.0} %", 100.0 * share)).unwrap_or_default();
+            vec![s.name.clone(), s.kernel.clone(), time, format!("{share:.1} %"), format!("{rate:.1}"), of_limit]
         };
-        let table = table(&["step", "kernel", "median", "share", "GMAC/s"], steps.iter().map(row));
-        format!("{table}\n{}", describe(&latency))
+        let table = table(&["step", "kernel", "median", "share", "GMAC/s", "of limit"], steps.iter().map(row));
+        let rates: Vec<String> =
+            limits.iter().map(|l| format!("{:.1} GMAC/s by `{}`", l.macs_per_second / 1e9, l.multiply)).collect();
+        let limits = if rates.is_empty() { String::new() } else { format!("limit of a core: {}\n", rates.join(", ")) };
+        format!("{table}\n{limits}{}", describe(&latency))
     })
+}
+
+/// What a core reaches by one kind of products.
+#[derive(Serialize)]
+struct CoreLimit {
+    multiply: &'static str,
+    macs_per_second: f64,
+}
+
+/// Fills in [`Step::of_limit`], and returns the limits, measured here and now.
+fn compare_with_limit(steps: &mut [Step], manifest: &Manifest, threads: usize) -> Result<Vec<CoreLimit>, Failure> {
+    let target = target_of(manifest)?;
+    let mut limits: Vec<CoreLimit> = Vec::new();
+    for step in steps.iter_mut().filter(|s| s.macs > 0 && s.median_ns > 0) {
+        let schedule = step.kernel.split_once(' ').and_then(|(_, schedule)| schedule.parse::<Schedule>().ok());
+        let Some(multiply) = schedule.and_then(|schedule| limit::direct_products(schedule, &target)) else {
+            continue;
+        };
+        let name = multiply.name();
+        if limits.iter().all(|l| l.multiply != name) {
+            let macs_per_second = limit::macs_per_second(&target, multiply).map_err(hawqc_driver::Error::from)?;
+            limits.push(CoreLimit { multiply: name, macs_per_second });
+        }
+        let limit = limits.iter().find(|l| l.multiply == name).map(|l| l.macs_per_second * threads as f64);
+        step.of_limit = limit.map(|limit| step.macs as f64 / (step.median_ns as f64 / 1e9) / limit);
+    }
+    Ok(limits)
 }
 
 /// The steps as complete events of the Trace Event Format, in microseconds.
@@ -147,6 +182,7 @@ fn profile(session: &mut Session, inputs: &[Tensor], limit: Limit) -> Result<Vec
         kernel: step.kernel.clone(),
         macs: step.macs,
         median_ns,
+        of_limit: None,
     };
     Ok(model.manifest().steps.iter().zip(medians).map(step).collect())
 }

@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use hawqc_driver::{CompileOptions, Source, compile, lower, stage_names};
+use hawqc_driver::{CompileOptions, Source, Target, compile, limit, lower, stage_names};
 use hawqc_ir::Op;
 use hawqc_runtime::manifest::StepDesc;
 use hawqc_runtime::{Manifest, Model};
+use hawqc_schedules::Schedule;
 use hawqc_schedules::tuning::log::{Log, Record, Times};
 use hawqc_schedules::tuning::workload;
 use serde::Serialize;
@@ -40,8 +41,11 @@ pub fn run(args: &Explain, console: &Console) -> Result<(), Failure> {
             let workloads: Vec<String> = of_node.filter_map(kernel).collect();
             known = measured(&read_log(log, console)?, &target_text(&args.target), &workloads);
         }
-        let options = CompileOptions::new(target(&args.target)?);
-        (compile(lowered, &options)?.artifact.manifest, Some(report))
+        let target = target(&args.target)?;
+        let manifest = compile(lowered, &CompileOptions::new(target.clone()))?.artifact.manifest;
+        let macs = manifest.steps.iter().find(|s| Some(&s.name) == args.node.as_ref()).map_or(0, |s| s.macs);
+        compare_with_limit(&mut known, macs, &target)?;
+        (manifest, Some(report))
     };
     match &args.node {
         Some(node) => one(&manifest, node, &known, console),
@@ -82,6 +86,8 @@ struct Measured {
     schedule: String,
     /// Nothing for a schedule that the weights rule out.
     median_ns: Option<u64>,
+    /// Multiply-accumulates per second over the most that a core of this machine reaches by direct products.
+    of_limit: Option<f64>,
     /// Why it was refused, or that it was chosen.
     remark: String,
 }
@@ -114,6 +120,7 @@ fn measured(log: &Log, target: &str, workloads: &[String]) -> Vec<Measured> {
             workload: workload.to_owned(),
             schedule: schedule.to_owned(),
             median_ns,
+            of_limit: None,
             remark,
         })
         .collect();
@@ -121,12 +128,31 @@ fn measured(log: &Log, target: &str, workloads: &[String]) -> Vec<Measured> {
     all
 }
 
+/// Fills in [`Measured::of_limit`] where this machine can tell the limit.
+fn compare_with_limit(measured: &mut [Measured], macs: u64, target: &Target) -> Result<(), Failure> {
+    let mut limits = BTreeMap::new();
+    for row in measured.iter_mut().filter(|_| target.runs_here()) {
+        let schedule = row.schedule.parse::<Schedule>().ok();
+        let multiply = schedule.and_then(|schedule| limit::direct_products(schedule, target));
+        let (Some(multiply), Some(ns)) = (multiply, row.median_ns.filter(|&ns| ns > 0)) else {
+            continue;
+        };
+        if !limits.contains_key(multiply.name()) {
+            let rate = limit::macs_per_second(target, multiply).map_err(hawqc_driver::Error::from)?;
+            limits.insert(multiply.name(), rate);
+        }
+        row.of_limit = limits.get(multiply.name()).map(|limit| macs as f64 / (ns as f64 / 1e9) / limit);
+    }
+    Ok(())
+}
+
 fn comparison(measured: &[Measured]) -> String {
     let row = |m: &Measured| {
         let best = measured.iter().filter(|o| o.workload == m.workload).filter_map(|o| o.median_ns).min();
         let ratio = m.median_ns.zip(best).map(|(ns, best)| format!("{:.2}", ns as f64 / best.max(1) as f64));
         let time = m.median_ns.map(|ns| time(Duration::from_nanos(ns)));
-        vec![m.schedule.clone(), time.unwrap_or_default(), ratio.unwrap_or_default(), m.remark.clone()]
+        let of_limit = m.of_limit.map(|share| format!("{:.0} %", 100.0 * share)).unwrap_or_default();
+        vec![m.schedule.clone(), time.unwrap_or_default(), ratio.unwrap_or_default(), of_limit, m.remark.clone()]
     };
-    table(&["schedule", "measured", "to the best", ""], measured.iter().map(row))
+    table(&["schedule", "measured", "to the best", "of limit", ""], measured.iter().map(row))
 }

@@ -12,7 +12,7 @@ use cranelift_codegen::ir::{FuncRef, Value};
 use hawqc_ir::{Elem, KernelSpec, Tensor};
 use hawqc_schedules::{DepthwiseGeometry, DepthwiseSchedule, Machine};
 
-use super::epilogue::WideEpilogue;
+use super::epilogue::{Hold, WideEpilogue};
 use super::micro::store;
 use super::{call, ints};
 use crate::asm::{Asm, AsmError, Binary, Gpr, Isa, Mem, Shift, Src, V, Widen};
@@ -104,7 +104,7 @@ pub(in crate::kernels) fn lower(
     let Some(wide) = DepthwiseGeometry::of(spec).and_then(|g| g.wide_machine(machine)) else {
         return Err(Unsupported::new("a wide kernel of this convolution"));
     };
-    let isa = Isa::with_lanes(wide.lanes);
+    let isa = Isa::of(wide);
     let (mut epilogue, requant_tables) = WideEpilogue::new(spec, constants, isa)?;
     epilogue.literal(LOW_HALF);
     let mut depthwise = Depthwise {
@@ -237,15 +237,17 @@ impl Depthwise {
     fn assemble_tile(&self, epilogue: &WideEpilogue, mr: usize) -> Result<Vec<u8>, AsmError> {
         let (mut asm, table) = Asm::new(self.isa);
         let a = &mut asm;
-        a.set_odd_mask();
+        a.set_even_mask();
         let [src, weights, start, dst, literals] = [0, 1, 2, 3, 4].map(|word| a.argument(table, word));
-        let pointers = epilogue.pointers(a, (table, TILE_WORDS), literals);
+        let mut pointers = epilogue.pointers(a, (table, TILE_WORDS), literals);
+        let free = self.isa.registers().saturating_sub(mr + epilogue.temporaries());
         let bytes = self.isa.bytes();
         a.repeat(self.schedule.vectors, |a| {
             let sums = self.products(a, mr, src, weights, start);
+            epilogue.hold(a, &mut pointers, Hold::Vector, free);
             let results = sums.iter().enumerate().map(|(pixel, &sum)| epilogue.emit(a, &pointers, pixel, &[sum])[0]);
             let results: Vec<V> = results.collect();
-            store_pixels(a, self.dst, (dst, self.geometry.channels), &results);
+            store_pixels(a, self.dst, (dst, self.geometry.channels), &results, literals);
             a.add_int(src, self.isa.lanes() * PAIR_BYTES);
             a.add_int(weights, self.vector_bytes());
             a.add_int(start, bytes);
@@ -365,7 +367,7 @@ impl Depthwise {
 }
 
 /// Stores a vector of channels of each of consecutive pixels.
-fn store_pixels(a: &mut Asm, dst: Elem, (to, channels): (Gpr, usize), results: &[V]) {
+fn store_pixels(a: &mut Asm, dst: Elem, (to, channels): (Gpr, usize), results: &[V], literals: Gpr) {
     let at = |pixel: usize| Mem::at(to, pixel * channels * dst.bytes());
     let mut pixel = 0;
     while pixel < results.len() {
@@ -373,7 +375,7 @@ fn store_pixels(a: &mut Asm, dst: Elem, (to, channels): (Gpr, usize), results: &
             a.store_bytes_apart([0, 1, 2, 3].map(|i| at(pixel + i)), [*p, *q, *r, *s], dst.is_signed());
             pixel += 4;
         } else {
-            store(a, dst, at(pixel), &results[pixel..=pixel]);
+            store(a, dst, at(pixel), &results[pixel..=pixel], literals);
             pixel += 1;
         }
     }

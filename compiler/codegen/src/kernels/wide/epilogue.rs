@@ -4,43 +4,15 @@
 //! In: the pointwise steps of a spec and the constants of its requantisations. Out: tables, and the instructions
 //! for the sums of a tile. What cannot be had here (roundings to even or away from zero, constants of one pixel,
 //! results beyond 32 bits) is refused, and the portable kernel, which has it, serves instead.
-//!
-//! A requantisation is round(v m / 2^e), the 64-bit products of even and odd lanes apart. As in
-//! [`crate::kernels::requant`], m is normalised and v may carry a factor 2^k so that E = e + k >= 33. The rounding
-//! term 2^(E-1) is then a multiple of 2^32, so it can be added to the high half h of the product:
-//! floor((p + 2^(E-1)) / 2^E) = floor((h + 2^(E-33)) / 2^(E-32)), in 32 bits, as |h| <= 2^30 and E <= 62. That |result| <
-//! 2^31 before the clamp is checked from the source's range.
 
 use std::collections::BTreeMap;
 
-use hawqc_ir::{Arg, Elem, KernelSpec, Op, Range, Requant, Rounding, Tensor, TensorType};
+use hawqc_ir::{Arg, Elem, KernelSpec, Op, Range, Tensor};
 
-use crate::asm::{Asm, Binary, Gpr, Isa, Mem, Shift, ShiftBy, V, Widen};
+use super::requant::{RECORD_VECTORS, WideRequant};
+use crate::asm::{Asm, Binary, Gpr, Isa, Mem, Src, V, Widen, pack_orders};
 use crate::error::Unsupported;
 use crate::kernels::Table;
-
-/// Constants of a requantisation, lane by lane.
-#[derive(Clone, Copy)]
-struct Lane {
-    mult: i32,
-    /// E - 32.
-    shift: u32,
-    /// k.
-    left: u32,
-    /// 2^(E-33), or 0 to round down.
-    half: i32,
-}
-
-/// A requantisation's instructions and where its table stands.
-struct WideRequant {
-    op: Requant,
-    /// Position among the epilogue's tables.
-    table: usize,
-    /// One record for every vector of channels; otherwise one for all.
-    per_channel: bool,
-    /// Whether values are shifted left first.
-    scaled: bool,
-}
 
 /// See the module's documentation.
 pub struct WideEpilogue {
@@ -52,17 +24,35 @@ pub struct WideEpilogue {
     literals: Vec<i32>,
 }
 
-/// Registers with the addresses an epilogue reads from.
+/// Registers with the addresses an epilogue reads from, and with constants.
 pub struct Pointers {
     /// Of each operand.
     operands: Vec<(usize, Gpr)>,
     tables: Vec<Gpr>,
     literals: Gpr,
+    held: Vec<(Constant, V)>,
 }
 
-/// Vectors of a requantisation's record: multipliers, those of odd lanes moved down, rounding terms, shifts,
-/// left shifts.
-const RECORD_VECTORS: usize = 5;
+/// A vector that an epilogue reads.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Constant {
+    /// A vector of the record of the table's first channels.
+    Part {
+        table: usize,
+        part: usize,
+    },
+    Literal(i32),
+}
+
+/// Which constants [`WideEpilogue::hold`] may keep.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Hold {
+    /// Those that are the same in all channels.
+    Uniform,
+    /// Those of one vector of channels too.
+    Vector,
+}
+
 /// In every lane of the first literals: pairs of one, nibble masks, nibble excess.
 const FIXED_LITERALS: [i32; 3] = [0x0001_0001, 0x0f0f_0f0f, 0x0808_0808];
 
@@ -84,10 +74,10 @@ impl WideEpilogue {
         for (index, step) in spec.steps().iter().enumerate().skip(epilogue.first) {
             match &step.op {
                 Op::Requant(requant) => {
-                    let (requant, table) = requant_table(spec, index, requant, constants, isa, tables.len())?;
+                    let (requant, table) = WideRequant::new(spec, index, requant, constants, isa, tables.len())?;
                     epilogue.literal(-requant.op.src_zero);
                     epilogue.literal(requant.op.dst_zero);
-                    epilogue.clamp_literals(requant.op.lo, requant.op.hi);
+                    epilogue.clamp_literals(requant.limits.0, requant.limits.1);
                     epilogue.requants.insert(index, requant);
                     tables.push(table);
                 }
@@ -119,8 +109,7 @@ impl WideEpilogue {
 
     /// What of the constants the code depends on.
     pub fn form(&self) -> String {
-        let form =
-            |(step, r): (&usize, &WideRequant)| format!("{step}:{}{} ", u8::from(r.per_channel), u8::from(r.scaled));
+        let form = |(step, requant): (&usize, &WideRequant)| format!("{step}:{} ", requant.form());
         self.requants.iter().map(form).collect()
     }
 
@@ -158,7 +147,11 @@ impl WideEpilogue {
     }
 
     pub fn literal_table(&self, isa: Isa) -> Table {
-        Table::new(self.literals.iter().flat_map(|&v| v.to_le_bytes().repeat(isa.lanes())).collect())
+        let repeated = |v: &i32| vec![*v; isa.lanes()];
+        let (fixed, others) = self.literals.split_at(FIXED_LITERALS.len());
+        let orders = if isa == Isa::Avx512 { pack_orders().concat() } else { Vec::new() };
+        let lanes = fixed.iter().flat_map(repeated).chain(orders).chain(others.iter().flat_map(repeated));
+        Table::new(lanes.flat_map(i32::to_le_bytes).collect())
     }
 
     pub fn nibble_mask(&self, isa: Isa) -> usize {
@@ -180,7 +173,7 @@ impl WideEpilogue {
     /// Where a constant lies.
     pub fn at(&self, isa: Isa, literals: Gpr, value: i32) -> Mem {
         let found = self.literals[FIXED_LITERALS.len()..].iter().position(|&v| v == value).unwrap_or(0);
-        Mem::at(literals, (FIXED_LITERALS.len() + found) * isa.bytes())
+        Mem::at(literals, (FIXED_LITERALS.len() + orders(isa) + found) * isa.bytes())
     }
 
     /// The registers with the addresses of operands (at the tile's first pixel and channel) and of tables (at
@@ -189,7 +182,78 @@ impl WideEpilogue {
         let operands = self.operands();
         let tables = (0..self.requants.len()).map(|i| asm.argument(table, first_word + operands.len() + i)).collect();
         let load = |(i, operand): (usize, &usize)| (*operand, asm.argument(table, first_word + i));
-        Pointers { operands: operands.iter().enumerate().map(load).collect(), tables, literals }
+        Pointers { operands: operands.iter().enumerate().map(load).collect(), tables, literals, held: Vec::new() }
+    }
+
+    /// Loads constants into up to `free` registers, those first that are read most often. Held ones of
+    /// [`Hold::Vector`] are those of the vector that the pointers are at.
+    pub fn hold(&self, asm: &mut Asm, pointers: &mut Pointers, hold: Hold, free: usize) {
+        let mut uses: Vec<(Constant, usize)> = Vec::new();
+        for constant in self.constants(hold) {
+            match uses.iter_mut().find(|(known, _)| *known == constant) {
+                Some((_, count)) => *count += 1,
+                None => uses.push((constant, 1)),
+            }
+        }
+        uses.sort_by_key(|&(_, count)| std::cmp::Reverse(count));
+        pointers.held.clear();
+        for (constant, _) in uses.into_iter().take(free) {
+            let register = asm.vec();
+            let from = self.place(asm.isa, pointers, constant, 0);
+            asm.load(register, from);
+            pointers.held.push((constant, register));
+        }
+    }
+
+    /// Registers that the steps of a sum need beside it.
+    pub fn temporaries(&self) -> usize {
+        1 + self.operands().len()
+    }
+
+    /// Every reading of a constant that may be held.
+    fn constants(&self, hold: Hold) -> Vec<Constant> {
+        let mut all = Vec::new();
+        let last = self.spec.steps().len() - 1;
+        for (index, step) in self.spec.steps().iter().enumerate().skip(self.first) {
+            let whole = self.whole(index == last);
+            if let Some(requant) = self.requants.get(&index) {
+                if hold == Hold::Vector || !requant.per_channel {
+                    all.extend(requant.parts().map(|part| Constant::Part { table: requant.table, part }));
+                }
+                let zeros = [-requant.op.src_zero, requant.op.dst_zero];
+                all.extend(zeros.into_iter().filter(|&zero| zero != 0).map(Constant::Literal));
+                all.extend(needed_limits(requant.limits, whole).into_iter().flatten().map(Constant::Literal));
+            } else if let Op::Clamp(clamp) = &step.op {
+                all.extend(needed_limits((clamp.lo, clamp.hi), whole).into_iter().flatten().map(Constant::Literal));
+            }
+        }
+        all
+    }
+
+    /// The range that the store enforces after the last step: values are in their types' ranges, so its saturation is
+    /// the clamp to the whole range.
+    fn whole(&self, is_last: bool) -> Option<Range> {
+        self.spec.result().elem.range().filter(|_| is_last && self.spec.result().elem != Elem::I32)
+    }
+
+    /// Where a constant lies for the vector `vector` vectors behind the pointers.
+    fn place(&self, isa: Isa, pointers: &Pointers, constant: Constant, vector: usize) -> Mem {
+        match constant {
+            Constant::Part { table, part } => {
+                let is_per_channel = self.requants.values().any(|r| r.table == table && r.per_channel);
+                let record = if is_per_channel { vector * RECORD_VECTORS } else { 0 };
+                Mem::at(pointers.tables[table], (record + part) * isa.bytes())
+            }
+            Constant::Literal(value) => self.at(isa, pointers.literals, value),
+        }
+    }
+
+    /// A constant as an operand.
+    fn constant(&self, isa: Isa, pointers: &Pointers, constant: Constant, vector: usize) -> Src {
+        match pointers.held.iter().find(|(held, _)| *held == constant) {
+            Some(&(_, register)) => register.into(),
+            None => self.place(isa, pointers, constant, vector).into(),
+        }
     }
 
     /// Moves the pointers on by a vector of channels.
@@ -237,7 +301,6 @@ impl WideEpilogue {
             }
             to
         };
-        let (tables, literals) = (&pointers.tables, pointers.literals);
         let mut results: Vec<V> = sum.into_iter().collect();
         let last = self.spec.steps().len() - 1;
         for (index, step) in self.spec.steps().iter().enumerate().skip(self.first) {
@@ -246,64 +309,59 @@ impl WideEpilogue {
                 Arg::Operand(i) => load(asm, i),
             };
             let value = arg(asm, 0);
-            // Values are in their types' ranges, so the store's saturation is the clamp to the whole range.
-            let saturates = index == last && self.spec.result().elem != Elem::I32;
-            let whole = self.spec.result().elem.range().filter(|_| saturates);
+            let whole = self.whole(index == last);
             match &step.op {
                 Op::Requant(_) => {
                     let requant = &self.requants[&index];
-                    self.requant(asm, requant, (tables[requant.table], literals), vector, value);
-                    self.clamp(asm, literals, value, (requant.op.lo, requant.op.hi), whole);
+                    let isa = asm.isa;
+                    let constant = |constant: Constant| self.constant(isa, pointers, constant, vector);
+                    let part = |part: usize| constant(Constant::Part { table: requant.table, part });
+                    let scaled = requant.emit(asm, value, part, |value| constant(Constant::Literal(value)));
+                    self.clamp(asm, pointers, scaled, requant.limits, whole);
+                    results.push(scaled);
                 }
-                Op::Clamp(clamp) => self.clamp(asm, literals, value, (clamp.lo, clamp.hi), whole),
+                Op::Clamp(clamp) => {
+                    self.clamp(asm, pointers, value, (clamp.lo, clamp.hi), whole);
+                    results.push(value);
+                }
                 _ => {
                     let other = arg(asm, 1);
                     asm.binary(Binary::AddI32, value, value, other);
+                    results.push(value);
                 }
             }
-            results.push(value);
         }
         results[last]
     }
 
-    fn requant(&self, asm: &mut Asm, requant: &WideRequant, (table, literals): (Gpr, Gpr), vector: usize, value: V) {
-        let isa = asm.isa;
-        let record = if requant.per_channel { vector * RECORD_VECTORS } else { 0 };
-        let part = |i: usize| Mem::at(table, (record + i) * isa.bytes());
-        if requant.op.src_zero != 0 {
-            asm.binary(Binary::AddI32, value, value, self.at(isa, literals, -requant.op.src_zero));
-        }
-        if requant.scaled {
-            asm.shift_by(ShiftBy::LeftI32, value, value, part(4));
-        }
-        let odd = asm.vec();
-        asm.shift(Shift::RightU64, odd, value, 32);
-        asm.binary(Binary::MulEven, value, value, part(0));
-        asm.binary(Binary::MulEven, odd, odd, part(1));
-        asm.shift(Shift::RightU64, value, value, 32);
-        asm.blend_odd(value, odd);
-        if requant.op.round != Rounding::Floor {
-            asm.binary(Binary::AddI32, value, value, part(2));
-        }
-        asm.shift_by(ShiftBy::RightI32, value, value, part(3));
-        if requant.op.dst_zero != 0 {
-            asm.binary(Binary::AddI32, value, value, self.at(isa, literals, requant.op.dst_zero));
-        }
-    }
-
     /// Limits lanes; a limit that the store's saturation to `whole` enforces costs nothing.
-    fn clamp(&self, asm: &mut Asm, literals: Gpr, value: V, (lo, hi): (i64, i64), whole: Option<Range>) {
-        let [low, high] = limits(lo, hi);
+    fn clamp(&self, asm: &mut Asm, pointers: &Pointers, value: V, limits: (i64, i64), whole: Option<Range>) {
         let isa = asm.isa;
-        // A container of 4 bits is stored as a byte, whose saturation is wider.
-        let bytes = whole.filter(|r| *r != Range::new(0, 15) && *r != Range::new(-8, 7));
-        if let Some(low) = low.filter(|_| bytes.is_none_or(|r| r.lo != lo)) {
-            asm.binary(Binary::MaxI32, value, value, self.at(isa, literals, low));
-        }
-        if let Some(high) = high.filter(|_| bytes.is_none_or(|r| r.hi != hi)) {
-            asm.binary(Binary::MinI32, value, value, self.at(isa, literals, high));
+        for (op, limit) in [Binary::MaxI32, Binary::MinI32].into_iter().zip(needed_limits(limits, whole)) {
+            if let Some(limit) = limit {
+                asm.binary(op, value, value, self.constant(isa, pointers, Constant::Literal(limit), 0));
+            }
         }
     }
+}
+
+/// The limits that lanes are compared with, where the store's saturation to `whole` does not enforce them.
+fn needed_limits((lo, hi): (i64, i64), whole: Option<Range>) -> [Option<i32>; 2] {
+    // A container of 4 bits is stored as a byte, whose saturation is wider.
+    let bytes = whole.filter(|r| *r != Range::new(0, 15) && *r != Range::new(-8, 7));
+    let [low, high] = limits(lo, hi);
+    [low.filter(|_| bytes.is_none_or(|r| r.lo != lo)), high.filter(|_| bytes.is_none_or(|r| r.hi != hi))]
+}
+
+/// Vectors of orders among the fixed literals.
+fn orders(isa: Isa) -> usize {
+    if isa == Isa::Avx512 { pack_orders().len() } else { 0 }
+}
+
+/// Where [`pack_orders`] lie, which 512-bit vectors have.
+pub fn pack_orders_at(isa: Isa, literals: Gpr) -> Option<[Mem; 2]> {
+    let first = FIXED_LITERALS.len();
+    (isa == Isa::Avx512).then(|| [first, first + 1].map(|vector| Mem::at(literals, vector * isa.bytes())))
 }
 
 /// The limits that an `i32` may exceed.
@@ -321,89 +379,4 @@ pub fn load_values(asm: &mut Asm, elem: Elem, to: V, from: Mem) {
         Elem::I16 => asm.load_widened(Widen::I16ToI32, to, from),
         Elem::I32 | Elem::F32 => asm.load(to, from),
     }
-}
-
-fn requant_table(
-    spec: &KernelSpec,
-    index: usize,
-    requant: &Requant,
-    constants: &[Option<&Tensor>],
-    isa: Isa,
-    table: usize,
-) -> Result<(WideRequant, Table), Unsupported> {
-    let step = &spec.steps()[index];
-    let constant = |position: usize| match step.args.get(position) {
-        Some(&Arg::Operand(i)) => constants.get(i).copied().flatten(),
-        _ => None,
-    };
-    let (Some(mult), Some(shift)) = (constant(1), constant(2)) else {
-        return Err(Unsupported::new("requant whose mult or shift is not constant"));
-    };
-    if !matches!(requant.round, Rounding::HalfUp | Rounding::Floor) {
-        return Err(Unsupported::new(format!("rounding {:?} in a wide kernel", requant.round)));
-    }
-    let src = step.args.first().map(|&arg| spec.arg_type(arg)).transpose()?;
-    let range = src.and_then(|ty| ty.range).unwrap_or(Range::new(i32::MIN.into(), i32::MAX.into()));
-    let zero = i64::from(requant.src_zero);
-    let magnitude = Range::new(range.lo - zero, range.hi - zero).magnitude();
-    let per_channel = is_per_channel(mult, &step.ty)?;
-    let lane = |(m, e)| lane(m, e, magnitude, requant);
-    let mut lanes = mult.ints()?.into_iter().zip(shift.ints()?).map(lane).collect::<Result<Vec<Lane>, _>>()?;
-    if !per_channel {
-        lanes = vec![lanes[0]; isa.lanes()];
-    }
-    let scaled = lanes.iter().any(|lane| lane.left > 0);
-    let bytes = lanes.chunks(isa.lanes()).flat_map(record).collect();
-    Ok((WideRequant { op: requant.clone(), table, per_channel, scaled }, Table::new(bytes)))
-}
-
-fn is_per_channel(mult: &Tensor, out: &TensorType) -> Result<bool, Unsupported> {
-    let shape = mult.shape();
-    if shape.iter().all(|&d| d == 1) {
-        return Ok(false);
-    }
-    match shape {
-        [rest @ .., last] if rest.iter().all(|&d| d == 1) && out.shape.last() == Some(last) => Ok(true),
-        _ => Err(Unsupported::new(format!("requant constants of shape {shape:?} in a wide kernel"))),
-    }
-}
-
-fn lane(mult: i64, shift: i64, magnitude: i64, requant: &Requant) -> Result<Lane, Unsupported> {
-    let (Ok(mut mult), Ok(mut shift)) = (i32::try_from(mult), u32::try_from(shift)) else {
-        return Err(Unsupported::new(format!("requant by {mult} / 2^{shift}")));
-    };
-    if mult == 0 {
-        return Ok(Lane { mult, shift: 0, left: 0, half: 0 });
-    }
-    while mult > 0 && mult < 1 << 30 && shift < 62 {
-        mult *= 2;
-        shift += 1;
-    }
-    let left = 33u32.saturating_sub(shift);
-    let limit = i64::from(i32::MAX);
-    let scaled = if left < 31 { magnitude.checked_shl(left).filter(|v| v >> left == magnitude) } else { None };
-    let result = (i128::from(magnitude) * i128::from(mult)) >> shift;
-    let fits = scaled.is_some_and(|v| v <= limit)
-        && result + 2 + i128::from(requant.dst_zero).abs() <= i128::from(limit)
-        && (1..=62).contains(&shift)
-        && mult > 0;
-    if !fits {
-        return Err(Unsupported::new(format!("requant by {mult} / 2^{shift} beyond 32 bits in a wide kernel")));
-    }
-    let total = shift + left;
-    let half = if requant.round == Rounding::Floor { 0 } else { 1i32 << (total - 33) };
-    Ok(Lane { mult, shift: total - 32, left, half })
-}
-
-/// The bytes of a record, in the order of [`RECORD_VECTORS`].
-fn record(lanes: &[Lane]) -> Vec<u8> {
-    let ints = |f: &dyn Fn(usize) -> i32| (0..lanes.len()).flat_map(|i| f(i).to_le_bytes()).collect::<Vec<u8>>();
-    [
-        ints(&|i| lanes[i].mult),
-        ints(&|i| if i % 2 == 0 { lanes[i + 1].mult } else { 0 }),
-        ints(&|i| lanes[i].half),
-        ints(&|i| lanes[i].shift as i32),
-        ints(&|i| lanes[i].left as i32),
-    ]
-    .concat()
 }

@@ -12,7 +12,7 @@
 use hawqc_ir::Elem;
 use hawqc_schedules::Multiply;
 
-use super::epilogue::WideEpilogue;
+use super::epilogue::{Hold, WideEpilogue, pack_orders_at};
 use super::window::Window;
 use crate::asm::{Asm, AsmError, Binary, Gpr, Isa, Mem, Shift, Src, V, Widen};
 
@@ -28,10 +28,12 @@ pub enum Word {
     /// Byte offsets of the runs (i32).
     Runs,
     Literals,
+    /// Bytes from the weights to what is asked for while they are read ([`Ahead`]).
+    Ahead,
 }
 
 /// Words before the epilogue's.
-pub const FIXED_WORDS: usize = 7;
+pub const FIXED_WORDS: usize = 8;
 
 /// How the weights that a kernel reads become operands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -55,6 +57,8 @@ pub struct Micro<'a> {
     pub steps: usize,
     pub load: Load,
     pub window: Window,
+    /// Tiles that read the same weights, one after the other.
+    pub readers: usize,
     pub epilogue: &'a WideEpilogue,
     pub dst: Elem,
     /// Output channels from one pixel of the result to the next.
@@ -66,6 +70,29 @@ const PREFETCH_BYTES: usize = 4096;
 const CACHE_LINE: usize = 64;
 /// Steps that the inner loop holds.
 const UNROLL: usize = 4;
+
+/// How tiles ask for the weights that follow theirs: each for its share of every round of the inner loop, so that memory
+/// is asked evenly. Where many tiles read the same weights they come from a near cache anyway.
+#[derive(Clone, Copy)]
+pub struct Ahead {
+    /// Cache lines of a tile's share.
+    lines: usize,
+    /// From these weights to those that follow.
+    stream_bytes: usize,
+}
+
+impl Ahead {
+    /// For weights of `steps` steps of `step_bytes`. None where a tile's share would be less than a line.
+    pub fn new(readers: usize, steps: usize, step_bytes: usize) -> Option<Ahead> {
+        let lines = UNROLL * step_bytes / CACHE_LINE;
+        (readers <= lines).then(|| Ahead { lines: lines.div_ceil(readers), stream_bytes: steps * step_bytes })
+    }
+
+    /// The word [`Word::Ahead`] of the first of the tiles, and what a tile's is more than the one's before.
+    pub fn distance(&self) -> [usize; 2] {
+        [self.stream_bytes, self.lines * CACHE_LINE]
+    }
+}
 
 struct Tile {
     mr: usize,
@@ -83,6 +110,7 @@ struct Tile {
     ones: Option<V>,
     /// `Nibbles`: the mask of a low half, and the excess.
     nibble: Option<[V; 2]>,
+    ahead: Option<(Ahead, Gpr)>,
 }
 
 impl Micro<'_> {
@@ -96,12 +124,25 @@ impl Micro<'_> {
 
     /// The code of a tile of `mr` pixels by `nr` vectors.
     pub fn assemble(&self, mr: usize, nr: usize) -> Result<Vec<u8>, AsmError> {
+        let steps = self.runs * self.steps;
+        // A tile of one pixel has its own way.
+        let ahead = Ahead::new(self.readers, steps, self.step_bytes(nr)).filter(|_| mr > 1);
+        match self.assemble_asking(mr, nr, ahead) {
+            // A large tile may leave no register for the distance.
+            Err(AsmError::Registers { .. }) if ahead.is_some() => self.assemble_asking(mr, nr, None),
+            done => done,
+        }
+    }
+
+    fn assemble_asking(&self, mr: usize, nr: usize, ahead: Option<Ahead>) -> Result<Vec<u8>, AsmError> {
         let (mut asm, table) = Asm::new(self.isa);
         let asm = &mut asm;
-        asm.set_odd_mask();
+        asm.set_even_mask();
         let literals = asm.argument(table, Word::Literals as usize);
         let mut tile = self.tile(asm, table, literals, mr, nr);
+        tile.ahead = ahead.map(|ahead| (ahead, asm.argument(table, Word::Ahead as usize)));
         let slots = self.start(asm, table, &tile);
+        self.prefetch_results(asm, table, mr, nr);
         let runs = asm.argument(table, Word::Runs as usize);
         asm.repeat(self.runs, |asm| {
             asm.load_int(tile.offset, Mem::at(runs, 0));
@@ -131,14 +172,29 @@ impl Micro<'_> {
             self.last_widening(asm, table, &tile, literals, &slots);
         }
         let acc = std::mem::take(&mut tile.acc);
+        let literals = asm.argument(table, Word::Literals as usize);
         let dst = asm.argument(table, Word::Dst as usize);
         let row_bytes = self.channels * self.dst.bytes();
-        let pointers = self.epilogue.pointers(asm, (table, FIXED_WORDS), literals);
+        let mut pointers = self.epilogue.pointers(asm, (table, FIXED_WORDS), literals);
+        let free = self.isa.registers().saturating_sub(acc.len() + self.epilogue.temporaries());
+        self.epilogue.hold(asm, &mut pointers, Hold::Uniform, free);
         for (pixel, sums) in acc.chunks(nr).enumerate() {
             let results = self.epilogue.emit(asm, &pointers, pixel, sums);
-            store(asm, self.dst, Mem::at(dst, pixel * row_bytes), &results);
+            store(asm, self.dst, Mem::at(dst, pixel * row_bytes), &results, literals);
         }
         std::mem::replace(asm, Asm::new(self.isa).0).finish()
+    }
+
+    /// Asks for what the epilogue will touch. From one pixel to the next it is too far for the hardware to guess.
+    fn prefetch_results(&self, asm: &mut Asm, table: Gpr, mr: usize, nr: usize) {
+        let operands = self.epilogue.operand_bytes().into_iter().enumerate().map(|(i, bytes)| (FIXED_WORDS + i, bytes));
+        for (word, bytes) in operands.chain([(Word::Dst as usize, self.dst.bytes())]) {
+            let first = asm.argument(table, word);
+            for pixel in 0..mr {
+                let of_pixel = (0..nr * self.isa.lanes() * bytes).step_by(CACHE_LINE);
+                of_pixel.for_each(|at| asm.prefetch(Mem::at(first, pixel * self.channels * bytes + at)));
+            }
+        }
     }
 
     fn tile(&self, asm: &mut Asm, table: Gpr, literals: Gpr, mr: usize, nr: usize) -> Tile {
@@ -171,7 +227,7 @@ impl Micro<'_> {
         let taken = needed - usize::from(nr > 1) - if holds { 0 } else { nr };
         let in_flight = if self.multiply == Multiply::Dot { 0 } else { nr - 1 };
         let products = asm.vecs(in_flight.min(self.isa.registers().saturating_sub(taken).max(1)));
-        Tile { mr, nr, acc, pixels, offset, weights, input, products, held, ones, nibble }
+        Tile { mr, nr, acc, pixels, offset, weights, input, products, held, ones, nibble, ahead: None }
     }
 
     /// Bytes of the weights of a step, as they are read.
@@ -213,6 +269,10 @@ impl Micro<'_> {
             if tile.mr == 1 {
                 let bytes = steps * self.step_bytes(tile.nr);
                 (0..bytes).step_by(CACHE_LINE).for_each(|at| asm.prefetch(Mem::at(tile.weights, PREFETCH_BYTES + at)));
+            }
+            if let Some((ahead, distance)) = tile.ahead {
+                let line = |line: usize| Mem::indexed(tile.weights, distance, line * CACHE_LINE);
+                (0..ahead.lines).for_each(|i| asm.prefetch_second(line(i)));
             }
             asm.add_int(tile.offset, 4 * steps);
             asm.add_int(tile.weights, steps * self.step_bytes(tile.nr));
@@ -328,22 +388,40 @@ fn unpack_nibbles(asm: &mut Asm, packed: V, low: V, high: V, [mask, excess]: [V;
     asm.binary(Binary::SubI8, high, high, excess);
 }
 
-/// Stores vectors of i32 lanes, narrowed with saturation.
-pub fn store(asm: &mut Asm, dst: Elem, to: Mem, vectors: &[V]) {
+/// Stores vectors of i32 lanes, narrowed with saturation. `literals` are an epilogue's.
+pub fn store(asm: &mut Asm, dst: Elem, to: Mem, mut vectors: &[V], literals: Gpr) {
     let lanes = asm.isa.lanes();
-    let at = |v: usize| Mem { disp: to.disp + (v * lanes * dst.bytes()) as i32, ..to };
-    let mut v = 0;
-    while v < vectors.len() {
-        match dst.bytes() {
-            1 if v + 1 < vectors.len() => {
-                asm.store_bytes_pair(at(v), [vectors[v], vectors[v + 1]], dst.is_signed());
-                v += 1;
+    let orders = pack_orders_at(asm.isa, literals);
+    let mut to = to;
+    while !vectors.is_empty() {
+        let stored = match (dst.bytes(), vectors, orders) {
+            (1, &[a, b, c, d, ..], Some([order, _])) => {
+                asm.store_bytes_quad(to, [a, b, c, d], dst.is_signed(), order);
+                4
             }
-            1 => asm.store_bytes(at(v), vectors[v], dst.is_signed()),
-            2 => asm.store_i16(at(v), vectors[v]),
-            _ => asm.store(at(v), vectors[v]),
-        }
-        v += 1;
+            (1, &[a, b, ..], _) => {
+                asm.store_bytes_pair(to, [a, b], dst.is_signed());
+                2
+            }
+            (1, _, _) => {
+                asm.store_bytes(to, vectors[0], dst.is_signed());
+                1
+            }
+            (2, &[a, b, ..], Some([_, order])) => {
+                asm.store_i16_pair(to, [a, b], order);
+                2
+            }
+            (2, _, _) => {
+                asm.store_i16(to, vectors[0]);
+                1
+            }
+            _ => {
+                asm.store(to, vectors[0]);
+                1
+            }
+        };
+        vectors = &vectors[stored..];
+        to.disp += (stored * lanes * dst.bytes()) as i32;
     }
 }
 

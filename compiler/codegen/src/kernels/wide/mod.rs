@@ -8,9 +8,12 @@
 
 pub mod depthwise;
 mod epilogue;
+pub mod image;
 mod micro;
 pub mod pointwise;
 pub mod pool;
+mod positions;
+mod requant;
 mod source;
 pub mod strassen;
 mod transform;
@@ -27,12 +30,14 @@ use super::{Body, Frame, Leaf, Lowered, Table};
 use crate::asm::{AsmError, Isa};
 use crate::error::Unsupported;
 use epilogue::WideEpilogue;
-use micro::{FIXED_WORDS, Load, Micro, Word, assemble_expand};
+use micro::{Ahead, FIXED_WORDS, Load, Micro, Word, assemble_expand};
 use source::Source;
 use window::Window;
 
 /// Tiles from which on the weights of a channel block are turned into operands once for all of them.
 const EXPAND_TILES: usize = 3;
+/// Pixels of a tile from which on unpacking weights for every tile costs nothing.
+const UNPACKING_PIXELS: usize = 3;
 /// Multiply-accumulates that take about as long as an element operation of other kernels.
 const MACS_PER_WORK: u64 = 16;
 
@@ -72,11 +77,11 @@ pub(super) fn lower(
         return Err(Unsupported::new("a wide kernel of this convolution"));
     };
     let wide_dot = wide.dot;
-    let isa = Isa::with_lanes(wide.lanes);
+    let isa = Isa::of(wide);
     let weights = weights.ints()?;
     let multiply = schedule.multiply;
     let offset = if multiply.operand_bytes() == 1 { unsigned_offset(geometry.src) } else { 0 };
-    let source = Source::new(geometry, multiply.operand_bytes(), offset);
+    let source = Source::new(geometry, multiply.operand_bytes(), offset, 0);
     let (run_offsets, run_values) = source.runs();
     let steps = run_values.div_ceil(multiply.step());
     let four_bits = spec.operands()[wei].elem == Elem::I4;
@@ -123,6 +128,7 @@ pub(super) fn lower(
         steps,
         load: if expands { Load::Direct } else { load },
         window,
+        readers: wide.readers(),
         epilogue: &epilogue,
         dst: wide.dst,
         channels: geometry.channels_out(),
@@ -150,7 +156,9 @@ fn expands(geometry: &Geometry, isa: Isa, load: Load, schedule: WideSchedule) ->
     let WideSchedule { multiply, mr, nr, rows, .. } = schedule;
     let tiles = (rows * geometry.out[1]).div_ceil(mr);
     let has_odd_block = nr % 2 == 1 || (geometry.group_out / isa.lanes()) % nr % 2 == 1;
-    tiles >= EXPAND_TILES
+    // A dot product leaves units idle that unpack beside it, if enough pixels share a step's weights.
+    let is_free = load == Load::Nibbles && multiply == Multiply::Dot && mr >= UNPACKING_PIXELS;
+    tiles >= EXPAND_TILES && !is_free
         || load == Load::Nibbles && has_odd_block
         || Micro::registers_holding_weights(multiply, load, mr, nr) > isa.registers()
 }
@@ -158,8 +166,7 @@ fn expands(geometry: &Geometry, isa: Isa, load: Load, schedule: WideSchedule) ->
 /// The instructions of kernels that need nothing but whole vectors of channels.
 fn isa_for(machine: Machine, channels: usize) -> Result<Isa, Unsupported> {
     let wide = machine.wide_for(channels);
-    wide.map(|w| Isa::with_lanes(w.lanes))
-        .ok_or_else(|| Unsupported::new(format!("a wide kernel of {channels} channels")))
+    wide.map(Isa::of).ok_or_else(|| Unsupported::new(format!("a wide kernel of {channels} channels")))
 }
 
 fn ints(values: &[i32]) -> Vec<u8> {
@@ -269,6 +276,11 @@ impl Wide {
         let rows = self.schedule.rows;
         let last = self.geometry.out[0] - (self.row_blocks() - 1) * rows;
         [rows, last].map(|rows| rows * self.geometry.out[1])
+    }
+
+    /// Tiles that read a block's weights where these lie in memory.
+    fn readers(&self) -> usize {
+        if self.expands { usize::MAX } else { self.unit_pixels()[0].div_ceil(self.schedule.mr) }
     }
 
     /// Bytes of a channel block's packed weights.
@@ -422,16 +434,23 @@ impl Wide {
         if whole > 0 {
             let leaf = self.leaf(frame, mr, vectors)?;
             c.count(whole, 1, |c, tile| {
-                let pixel = c.mul_int(tile, mr);
-                self.tile(c, frame, unit, (block, weights), pixel, leaf);
+                let weights = (weights, self.ahead(c, vectors, tile));
+                self.tile(c, frame, unit, (block, weights), tile, leaf);
             });
         }
         if rest > 0 {
             let leaf = self.leaf(frame, rest, vectors)?;
-            let pixel = c.int(whole * mr);
-            self.tile(c, frame, unit, (block, weights), pixel, leaf);
+            let tile = c.int(whole);
+            let weights = (weights, self.ahead(c, vectors, tile));
+            self.tile(c, frame, unit, (block, weights), tile, leaf);
         }
         Ok(())
+    }
+
+    /// The word of that name for a tile of a block of `vectors`.
+    fn ahead(&self, c: &mut Code, vectors: usize, tile: Value) -> Value {
+        let ahead = Ahead::new(self.readers(), self.depth, self.block_bytes(vectors) / self.depth);
+        distance(c, ahead, tile)
     }
 
     fn tile(
@@ -439,10 +458,11 @@ impl Wide {
         c: &mut Code,
         frame: &Frame,
         unit: &Unit,
-        (block, weights): (Value, Value),
-        pixel: Value,
+        (block, (weights, ahead)): (Value, (Value, Value)),
+        tile: Value,
         leaf: FuncRef,
     ) {
+        let pixel = c.mul_int(tile, self.schedule.mr);
         let block_vectors = self.schedule.nr;
         let channel = c.mul_int(block, block_vectors * self.isa.lanes());
         let in_result = c.add(unit.first_pixel, pixel);
@@ -455,6 +475,7 @@ impl Wide {
         words[Word::Dst as usize] = c.offset(frame.dst, element, self.dst.bytes());
         words[Word::Runs as usize] = frame.tables[RUNS];
         words[Word::Literals as usize] = frame.tables[LITERALS];
+        words[Word::Ahead as usize] = ahead;
         for (i, &bytes) in self.operand_bytes.iter().enumerate() {
             words.push(c.offset(frame.operands[1 + i], element, bytes));
         }
@@ -463,6 +484,13 @@ impl Wide {
         }
         call(c, leaf, &words);
     }
+}
+
+/// [`Word::Ahead`] of a tile, counted among those that read the same weights.
+fn distance(c: &mut Code, ahead: Option<Ahead>, tile: Value) -> Value {
+    let [first, more] = ahead.map_or([0, 0], |ahead| ahead.distance());
+    let more = c.mul_int(tile, more);
+    c.add_int(more, first)
 }
 
 /// Calls a leaf function with a table of words.

@@ -6,7 +6,7 @@ use cranelift_codegen::ir::Value;
 use hawqc_ir::{Elem, KernelSpec, Tensor};
 use hawqc_schedules::Machine;
 
-use super::epilogue::WideEpilogue;
+use super::epilogue::{Hold, WideEpilogue};
 use super::micro::store;
 use super::{call, isa_for};
 use crate::asm::{Asm, AsmError, Isa, Mem};
@@ -76,12 +76,14 @@ pub(in crate::kernels) fn lower(
 fn assemble(isa: Isa, epilogue: &WideEpilogue, dst: Elem, vectors: usize) -> Result<Vec<u8>, AsmError> {
     let (mut asm, table) = Asm::new(isa);
     let a = &mut asm;
-    a.set_odd_mask();
+    a.set_even_mask();
     let [to, literals] = [0, 1].map(|word| a.argument(table, word));
-    let pointers = epilogue.pointers(a, (table, 2), literals);
+    let mut pointers = epilogue.pointers(a, (table, 2), literals);
+    let free = isa.registers().saturating_sub(UNROLL + epilogue.temporaries());
+    epilogue.hold(a, &mut pointers, Hold::Uniform, free);
     let round = |a: &mut Asm, count: usize| {
         let results = epilogue.emit_values(a, &pointers, count);
-        store(a, dst, Mem::at(to, 0), &results);
+        store(a, dst, Mem::at(to, 0), &results, literals);
         a.add_int(to, count * isa.lanes() * dst.bytes());
         epilogue.advance_by(a, &pointers, count);
     };

@@ -252,7 +252,7 @@ impl Pool {
     fn assemble_tile(&self, epilogue: &WideEpilogue, pixels: usize) -> Result<Vec<u8>, AsmError> {
         let (mut asm, table) = Asm::new(self.isa);
         let a = &mut asm;
-        a.set_odd_mask();
+        a.set_even_mask();
         let [src, dst, literals] = [0, 1, 2].map(|word| a.argument(table, word));
         let pointers = epilogue.pointers(a, (table, 3), literals);
         let lanes = self.isa.lanes();
@@ -260,7 +260,7 @@ impl Pool {
             let sums: Vec<V> = (0..pixels).map(|pixel| self.fold_window(a, epilogue, literals, src, pixel)).collect();
             for (pixel, &sum) in sums.iter().enumerate() {
                 let results = epilogue.emit(a, &pointers, pixel, &[sum]);
-                store(a, self.dst, Mem::at(dst, pixel * self.channels * self.dst.bytes()), &results);
+                store(a, self.dst, Mem::at(dst, pixel * self.channels * self.dst.bytes()), &results, literals);
             }
             a.add_int(src, lanes * self.folded_bytes());
             a.add_int(dst, lanes * self.dst.bytes());

@@ -33,13 +33,13 @@ enum Form {
 
 impl Source {
     /// For operands of `elem_bytes` bytes, the source's elements increased by `offset`.
-    pub fn new(geometry: Geometry, elem_bytes: usize, offset: i64) -> Source {
+    pub fn new(geometry: Geometry, elem_bytes: usize, offset: i64, overhang: usize) -> Source {
         let window = geometry.window;
         let run_bytes = if window.dilation[1] == 1 { window.kernel[1] } else { 1 } * geometry.channels * elem_bytes;
         let same = elem_bytes == geometry.src.bytes() && offset == 0;
         let inside = !geometry.is_padded()
             && [0, 1].iter().all(|&axis| extent(&geometry, axis, geometry.out[axis]) <= geometry.size[axis]);
-        let in_place = same && inside && run_bytes.is_multiple_of(4);
+        let in_place = same && inside && overhang == 0 && run_bytes.is_multiple_of(4);
         let every = [0, 1].map(|axis| window.kernel[axis] > 1 || window.stride[axis] == 1 || geometry.is_padded());
         let columns = if every[1] { extent(&geometry, 1, geometry.out[1]) } else { geometry.out[1] };
         let form = if in_place { Form::InPlace } else { Form::Rows { columns, every } };

@@ -1,8 +1,7 @@
 //! 1x1 convolution by Strassen's algorithm in lanes of 8 bits.
 //!
 //! A unit of work adds up the inputs of its tiles to `[position][tile][C / parts]`, and then for every channel block
-//! multiplies each position's inputs with its weights ([`Micro`], whose pixels are the tiles) and combines the sums
-//! `[position][tile][block]` to outputs with the epilogue. A tile is as many consecutive pixels as there are parts; behind
+//! multiplies each position's inputs with its weights ([`Positions`]) and combines the sums `[position][tile][block]` to outputs with the epilogue. A tile is as many consecutive pixels as there are parts; behind
 //! the last pixel it repeats it, and such outputs are not stored.
 //!
 //! That operands fit their lanes is proved from the layer's weights and inputs when it is compiled
@@ -13,22 +12,17 @@ use hawqc_ir::{Elem, KernelSpec, Tensor};
 use hawqc_schedules::strassen::{INPUTS, Levels, OUTPUTS, Sum, prove};
 use hawqc_schedules::{ConvGeometry, Machine, Multiply, StrassenSchedule};
 
-use super::epilogue::WideEpilogue;
-use super::micro::{FIXED_WORDS, Load, Micro, Word, store};
+use super::epilogue::{Hold, WideEpilogue};
+use super::micro::store;
+use super::positions::{Buffers, FIRST_EPILOGUE_TABLE, LITERALS, Positions};
 use super::window::Window;
-use super::{MACS_PER_WORK, call, ints};
+use super::{MACS_PER_WORK, call};
 use crate::asm::{Asm, AsmError, Binary, Isa, Mem, V};
 use crate::error::Unsupported;
 use crate::kernels::conv::Geometry;
 use crate::kernels::emit::Code;
-use crate::kernels::{Body, Frame, Leaf, Lowered, Table};
+use crate::kernels::{Body, Frame, Leaf, Lowered};
 
-const WEIGHTS: usize = 0;
-const START: usize = 1;
-const TILES: usize = 2;
-const RUNS: usize = 3;
-const LITERALS: usize = 4;
-const FIRST_EPILOGUE_TABLE: usize = 5;
 /// Words of the output leaf's table before the epilogue's: the tile's sums, its first output, the number of vectors of
 /// channels, the literals.
 const OUTPUT_WORDS: usize = 4;
@@ -41,9 +35,8 @@ struct Strassen {
     /// What makes each position's inputs unsigned.
     offsets: Vec<i64>,
     dst: Elem,
-    /// `(tiles, vectors)` of each product kernel, in the order of the leaves, the first ones.
-    products: Vec<(usize, usize)>,
-    /// Pixels of each output leaf, behind them; the input leaves follow in the same order.
+    positions: Positions,
+    /// Pixels of each output leaf, behind the products'; the input leaves follow in the same order.
     valid: Vec<usize>,
     operand_bytes: Vec<usize>,
     table_strides: Vec<usize>,
@@ -63,13 +56,32 @@ pub fn lower(
     if geometry.is_padded() {
         return Err(Unsupported::new("Strassen's algorithm for a convolution with padding"));
     }
-    let isa = Isa::with_lanes(wide.lanes);
+    let isa = Isa::of(wide);
     let levels = Levels(schedule.levels);
     let shape = [geometry.group_out, geometry.group_in];
     let operands = prove(levels, &weights.ints()?, shape, spec.operands()[src].int_range()?, bias.as_deref());
     let operands = operands.map_err(Unsupported::new)?;
     let (mut epilogue, requant_tables) = WideEpilogue::new(spec, constants, isa)?;
     operands.offsets.iter().for_each(|&offset| epilogue.literal(splat(offset)));
+    let parts = levels.parts();
+    let part = [geometry.group_in / parts, geometry.group_out / parts];
+    let tiles = geometry.pixels().div_ceil(parts);
+    let positions = Positions {
+        isa,
+        multiply: Multiply::Dot,
+        dot: true,
+        window: Window::All,
+        mr: schedule.mr,
+        nr: schedule.nr,
+        positions: levels.positions(),
+        unit_tiles: [schedule.tiles, tiles - (tiles.div_ceil(schedule.tiles) - 1) * schedule.tiles],
+        channels: part,
+        inputs_bytes: (schedule.tiles * part[0]).next_multiple_of(64),
+        products: Vec::new(),
+    };
+    let mut tables = positions.tables(&operands.weights, &operands.starts);
+    tables.push(epilogue.literal_table(isa));
+    tables.extend(requant_tables);
     let mut strassen = Strassen {
         geometry,
         isa,
@@ -77,20 +89,11 @@ pub fn lower(
         levels,
         offsets: operands.offsets.clone(),
         dst: spec.result().elem,
-        products: Vec::new(),
+        positions,
         valid: Vec::new(),
         operand_bytes: epilogue.operand_bytes(),
         table_strides: epilogue.table_strides(isa),
     };
-    let tiles: Vec<i32> = (0..schedule.tiles).map(|tile| (tile * strassen.part_in()) as i32).collect();
-    let mut tables = vec![
-        Table { bytes: strassen.pack(&operands.weights), is_weights: true },
-        Table::new(ints(&operands.starts)),
-        Table::new(ints(&tiles)),
-        Table::new(ints(&[0])),
-        epilogue.literal_table(isa),
-    ];
-    tables.extend(requant_tables);
     let mut reads = vec![src];
     reads.extend(epilogue.operands());
     let none = WideEpilogue::none(spec)?;
@@ -101,7 +104,7 @@ pub fn lower(
         tables,
         forms: format!("{}{:?}", epilogue.form(), operands.offsets),
         proof: operands.to_string(),
-        scratch_bytes: strassen.inputs_bytes() * levels.positions() + strassen.sums_bytes() * levels.positions(),
+        scratch_bytes: (strassen.positions.inputs_bytes + strassen.positions.sums_bytes()) * levels.positions(),
         units: strassen.pixel_units() * strassen.channel_groups(),
         work: geometry.macs() / MACS_PER_WORK,
         macs: geometry.macs(),
@@ -130,21 +133,8 @@ impl Strassen {
         self.geometry.group_out / self.parts()
     }
 
-    /// Vectors of output channels of a part.
-    fn vectors(&self) -> usize {
-        self.part_out() / self.isa.lanes()
-    }
-
-    fn blocks(&self) -> usize {
-        self.vectors().div_ceil(self.schedule.nr)
-    }
-
-    fn rest_vectors(&self) -> usize {
-        self.vectors() % self.schedule.nr
-    }
-
     fn channel_groups(&self) -> usize {
-        self.blocks().div_ceil(self.schedule.blocks)
+        self.positions.blocks().div_ceil(self.schedule.blocks)
     }
 
     /// Tiles of the batch, the last perhaps cut.
@@ -156,77 +146,13 @@ impl Strassen {
         self.tiles().div_ceil(self.schedule.tiles)
     }
 
-    /// Tiles of a unit, and of the last one.
-    fn unit_tiles(&self) -> [usize; 2] {
-        [self.schedule.tiles, self.tiles() - (self.pixel_units() - 1) * self.schedule.tiles]
-    }
-
     /// Pixels of the last tile if it is cut, otherwise 0.
     fn rest_pixels(&self) -> usize {
         self.geometry.pixels() % self.parts()
     }
 
-    /// Bytes of the inputs of all tiles at a position.
-    fn inputs_bytes(&self) -> usize {
-        (self.schedule.tiles * self.part_in()).next_multiple_of(64)
-    }
-
-    fn tile_sum_bytes(&self) -> usize {
-        self.schedule.nr * self.isa.bytes()
-    }
-
-    /// Bytes of the sums of a block at a position.
-    fn sums_bytes(&self) -> usize {
-        self.schedule.tiles * self.tile_sum_bytes()
-    }
-
-    fn vector_weights_bytes(&self) -> usize {
-        self.part_in() * self.isa.lanes()
-    }
-
-    /// `[block][position][step of channels][vector][lane][channel of the step]`.
-    fn pack(&self, weights: &[i64]) -> Vec<u8> {
-        let (k, c, lanes) = (self.part_out(), self.part_in(), self.isa.lanes());
-        let step = Multiply::Dot.step();
-        let mut out = Vec::with_capacity(weights.len());
-        for first in (0..k).step_by(self.schedule.nr * lanes) {
-            let end = (first + self.schedule.nr * lanes).min(k);
-            for position in 0..self.levels.positions() {
-                for channel in (0..c).step_by(step) {
-                    for row in first..end {
-                        let at = (position * k + row) * c + channel;
-                        out.extend(weights[at..at + step].iter().map(|&w| w as u8));
-                    }
-                }
-            }
-        }
-        out
-    }
-
     fn leaves(&mut self, none: &WideEpilogue, epilogue: &WideEpilogue) -> Result<Vec<Leaf>, AsmError> {
-        let (mr, nr) = (self.schedule.mr, self.schedule.nr);
-        let micro = Micro {
-            isa: self.isa,
-            multiply: Multiply::Dot,
-            dot: true,
-            runs: 1,
-            steps: self.part_in() / Multiply::Dot.step(),
-            load: Load::Direct,
-            window: Window::All,
-            epilogue: none,
-            dst: Elem::I32,
-            channels: nr * self.isa.lanes(),
-        };
-        let mut leaves = Vec::new();
-        let sizes = self.unit_tiles().into_iter().flat_map(|tiles| [mr.min(tiles), tiles % mr]);
-        let sizes: std::collections::BTreeSet<usize> = sizes.filter(|&size| size > 0).collect();
-        let full = if self.vectors() >= nr { nr } else { 0 };
-        for &size in &sizes {
-            for vectors in [full, self.rest_vectors()].into_iter().filter(|&v| v > 0) {
-                leaves.push(Leaf { name: format!("products.{size}x{vectors}"), code: micro.assemble(size, vectors)? });
-                self.products.push((size, vectors));
-            }
-        }
+        let mut leaves = self.positions.leaves(none)?;
         self.valid = [self.parts(), self.rest_pixels()].into_iter().filter(|&v| v > 0).collect();
         for &valid in &self.valid {
             leaves.push(Leaf { name: format!("outputs.{valid}"), code: self.assemble_output(epilogue, valid)? });
@@ -255,7 +181,7 @@ impl Strassen {
                     stored = if owned { value } else { a.vec() };
                     a.binary(Binary::AddI8, stored, value, epilogue.at(a.isa, literals, splat(offset)));
                 }
-                a.store(Mem::at(to, position * self.inputs_bytes()), stored);
+                a.store(Mem::at(to, position * self.positions.inputs_bytes), stored);
                 position += 1;
             };
             for outer in INPUTS {
@@ -293,20 +219,23 @@ impl Strassen {
     fn assemble_output(&self, epilogue: &WideEpilogue, valid: usize) -> Result<Vec<u8>, AsmError> {
         let (mut asm, table) = Asm::new(self.isa);
         let a = &mut asm;
-        a.set_odd_mask();
+        a.set_even_mask();
         let [from, to, vectors, literals] = [0, 1, 2, 3].map(|word| a.argument(table, word));
-        let pointers = epilogue.pointers(a, (table, OUTPUT_WORDS), literals);
+        let mut pointers = epilogue.pointers(a, (table, OUTPUT_WORDS), literals);
+        let sums = self.parts() * self.parts();
+        let free = self.isa.registers().saturating_sub(2 * sums + epilogue.temporaries());
+        epilogue.hold(a, &mut pointers, Hold::Uniform, free);
         let channels = self.geometry.channels_out();
         a.repeat_down(vectors, |a| {
-            let values = combine(a, self.levels.0, &|position| Mem::at(from, position * self.sums_bytes()));
+            let values = combine(a, self.levels.0, &|position| Mem::at(from, position * self.positions.sums_bytes()));
             for (block, value) in values.into_iter().enumerate() {
                 let (pixel, part) = place(self.levels.0, block);
                 if pixel >= valid {
                     continue;
                 }
-                let result = epilogue.emit_one(a, &pointers, pixel, part * self.vectors(), value);
+                let result = epilogue.emit_one(a, &pointers, pixel, part * self.positions.vectors(), value);
                 let element = pixel * channels + part * self.part_out();
-                store(a, self.dst, Mem::at(to, element * self.dst.bytes()), &[result]);
+                store(a, self.dst, Mem::at(to, element * self.dst.bytes()), &[result], literals);
             }
             a.add_int(from, self.isa.bytes());
             a.add_int(to, self.isa.lanes() * self.dst.bytes());
@@ -405,11 +334,11 @@ impl Body for Strassen {
                 tiles: 0,
                 is_last: false,
                 first_block,
-                end_block: c.min_int(end_block, self.blocks()),
+                end_block: c.min_int(end_block, self.positions.blocks()),
                 inputs: frame.scratch,
-                sums: c.add_int(frame.scratch, self.levels.positions() * self.inputs_bytes()),
+                sums: c.add_int(frame.scratch, self.levels.positions() * self.positions.inputs_bytes),
             };
-            let [whole, last] = self.unit_tiles();
+            let [whole, last] = self.positions.unit_tiles;
             if self.pixel_units() == 1 || whole == last && self.rest_pixels() == 0 {
                 outcome = self.unit(c, frame, &Unit { tiles: last, is_last: true, ..unit });
                 return;
@@ -430,25 +359,11 @@ impl Body for Strassen {
 impl Strassen {
     fn unit(&self, c: &mut Code, frame: &Frame, unit: &Unit) -> Result<(), Unsupported> {
         self.add_inputs(c, frame, unit)?;
-        let one = c.int(1);
-        let mut outcome = Ok(());
-        c.range(unit.first_block, unit.end_block, one, |c, block| {
-            let run = |c: &mut Code, vectors: usize| {
-                self.multiply(c, frame, unit, (block, vectors))?;
-                self.combine_outputs(c, frame, unit, (block, vectors))
-            };
-            outcome = match (self.rest_vectors(), self.blocks()) {
-                (0, _) => run(c, self.schedule.nr),
-                (rest, 1) => run(c, rest),
-                (rest, blocks) => {
-                    let is_full = c.below(block, blocks - 1);
-                    let (mut a, mut b) = (Ok(()), Ok(()));
-                    c.if_else(is_full, |c| a = run(c, self.schedule.nr), |c| b = run(c, rest));
-                    a.and(b)
-                }
-            };
-        });
-        outcome
+        let buffers = Buffers { inputs: unit.inputs, sums: unit.sums, tiles: unit.tiles };
+        self.positions.every_block(c, [unit.first_block, unit.end_block], |c, block, vectors| {
+            self.positions.multiply(c, frame, &buffers, (block, vectors))?;
+            self.combine_outputs(c, frame, unit, (block, vectors))
+        })
     }
 
     /// Runs `tile` for every tile of a unit, with the leaf for its pixels: the first of those that start at `leaves`, or the
@@ -480,64 +395,11 @@ impl Strassen {
         let vectors = c.int(self.part_in() / self.isa.bytes());
         let tile_bytes = self.parts() * self.geometry.channels;
         let from = c.offset(frame.operands[0], unit.first_tile, tile_bytes);
-        self.every_tile(c, frame, unit, self.products.len() + self.valid.len(), |c, tile, leaf| {
+        self.every_tile(c, frame, unit, self.positions.products.len() + self.valid.len(), |c, tile, leaf| {
             let from = c.offset(from, tile, tile_bytes);
             let to = c.offset(unit.inputs, tile, self.part_in());
             call(c, leaf, &[from, to, vectors, frame.tables[LITERALS]]);
         })
-    }
-
-    fn product(&self, frame: &Frame, tiles: usize, vectors: usize) -> Result<FuncRef, Unsupported> {
-        let found = self.products.iter().position(|&p| p == (tiles, vectors)).and_then(|i| frame.leaves.get(i));
-        found.copied().ok_or_else(|| Unsupported::new(format!("no product kernel of {tiles} x {vectors}")))
-    }
-
-    /// The sums of a block at every position.
-    fn multiply(
-        &self,
-        c: &mut Code,
-        frame: &Frame,
-        unit: &Unit,
-        (block, vectors): (Value, usize),
-    ) -> Result<(), Unsupported> {
-        let mr = self.schedule.mr;
-        let (whole, rest) = (unit.tiles / mr, unit.tiles % mr);
-        let positions = self.levels.positions();
-        let block_bytes = positions * self.schedule.nr * self.vector_weights_bytes();
-        let block_weights = c.offset(frame.tables[WEIGHTS], block, block_bytes);
-        let block_start = c.offset(frame.tables[START], block, self.schedule.nr * self.isa.bytes());
-        let (leaf, rest_leaf) = (
-            if whole > 0 { Some(self.product(frame, mr, vectors)?) } else { None },
-            if rest > 0 { Some(self.product(frame, rest, vectors)?) } else { None },
-        );
-        c.count(positions, 1, |c, position| {
-            let src = c.offset(unit.inputs, position, self.inputs_bytes());
-            let weights = c.offset(block_weights, position, vectors * self.vector_weights_bytes());
-            let start = c.offset(block_start, position, 4 * self.part_out());
-            let sums = c.offset(unit.sums, position, self.sums_bytes());
-            let run = |c: &mut Code, tile: Value, leaf: FuncRef| {
-                let mut words = [frame.dst; FIXED_WORDS];
-                words[Word::Pixels as usize] = c.offset(frame.tables[TILES], tile, 4);
-                words[Word::Src as usize] = src;
-                words[Word::Weights as usize] = weights;
-                words[Word::Start as usize] = start;
-                words[Word::Dst as usize] = c.offset(sums, tile, self.tile_sum_bytes());
-                words[Word::Runs as usize] = frame.tables[RUNS];
-                words[Word::Literals as usize] = frame.tables[LITERALS];
-                call(c, leaf, &words);
-            };
-            if let Some(leaf) = leaf {
-                c.count(whole, 1, |c, group| {
-                    let tile = c.mul_int(group, mr);
-                    run(c, tile, leaf);
-                });
-            }
-            if let Some(leaf) = rest_leaf {
-                let tile = c.int(whole * mr);
-                run(c, tile, leaf);
-            }
-        });
-        Ok(())
     }
 
     fn combine_outputs(
@@ -549,8 +411,8 @@ impl Strassen {
     ) -> Result<(), Unsupported> {
         let channel = c.mul_int(block, self.schedule.nr * self.isa.lanes());
         let count = c.int(vectors);
-        self.every_tile(c, frame, unit, self.products.len(), |c, tile, leaf| {
-            let sums = c.offset(unit.sums, tile, self.tile_sum_bytes());
+        self.every_tile(c, frame, unit, self.positions.products.len(), |c, tile, leaf| {
+            let sums = c.offset(unit.sums, tile, self.positions.tile_sum_bytes());
             let tile = c.add(unit.first_tile, tile);
             let element = c.offset(channel, tile, self.parts() * self.geometry.channels_out());
             let to = c.offset(frame.dst, element, self.dst.bytes());

@@ -8,13 +8,16 @@
 use hawqc_ir::Elem;
 use hawqc_schedules::winograd::{Lane, Op, Program, Winograd2d};
 
-use super::epilogue::WideEpilogue;
+use super::epilogue::{Hold, WideEpilogue};
 use super::micro::store;
 use crate::asm::{Asm, AsmError, Binary, Gpr, Isa, Mem, Shift, V};
 
 /// Words of [`assemble_output`]'s table before the epilogue's: the tile's sums, its first output, the number of
 /// vectors of channels, the literals.
 pub const OUTPUT_WORDS: usize = 4;
+
+/// Registers left to the last pass of an output transform: no program holds so many values at once.
+const PROGRAM_REGISTERS: usize = 18;
 
 /// Lanes that a program runs in.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -213,9 +216,9 @@ pub fn assemble_output(
 ) -> Result<Vec<u8>, AsmError> {
     let (mut asm, table) = Asm::new(isa);
     let a = &mut asm;
-    a.set_odd_mask();
+    a.set_even_mask();
     let [from, to, vectors, literals] = [0, 1, 2, 3].map(|word| a.argument(table, word));
-    let pointers = epilogue.pointers(a, (table, OUTPUT_WORDS), literals);
+    let mut pointers = epilogue.pointers(a, (table, OUTPUT_WORDS), literals);
     let (height, width) = (transform.rows.n, transform.cols.n);
     let (down, across) = (transform.rows.output_program(), transform.cols.output_program());
     let divisor = transform.divisor();
@@ -234,6 +237,8 @@ pub fn assemble_output(
             }
         }
         debug_assert!(height >= rows);
+        let free = isa.registers().saturating_sub(PROGRAM_REGISTERS + epilogue.temporaries());
+        epilogue.hold(a, &mut pointers, Hold::Vector, free);
         for i in 0..rows {
             let load = |a: &mut Asm, j: usize| {
                 let value = a.vec();
@@ -252,7 +257,7 @@ pub fn assemble_output(
                 }
                 let pixel = i * outputs.columns + j;
                 let results = epilogue.emit(a, &pointers, pixel, &[value]);
-                store(a, outputs.dst, Mem::at(to, pixel * outputs.channels * outputs.dst.bytes()), &results);
+                store(a, outputs.dst, Mem::at(to, pixel * outputs.channels * outputs.dst.bytes()), &results, literals);
             }
         }
         a.add_int(from, isa.bytes());

@@ -1,8 +1,8 @@
 //! Convolution by an exact integer Winograd algorithm in lanes of 8 or 16 bits.
 //!
 //! A unit of work prepares its source rows ([`Source`]), transforms the inputs of its tiles to `[position][tile][C]`,
-//! and then for every channel block multiplies each position's inputs with its weights ([`Micro`], whose pixels are
-//! the tiles) and transforms the sums `[position][tile][block]` to outputs with the epilogue ([`transform`]).
+//! and then for every channel block multiplies each position's inputs with its weights ([`Positions`]) and transforms the
+//! sums `[position][tile][block]` to outputs with the epilogue ([`transform`]).
 //!
 //! Whether a layer may be computed so is proved from its weights when it is compiled ([`prove`]); a layer that
 //! cannot is refused, and another schedule serves.
@@ -13,39 +13,28 @@ use hawqc_schedules::winograd::{Layer, Winograd2d, prove};
 use hawqc_schedules::{ConvGeometry, Machine, Multiply, WinogradSchedule};
 
 use super::epilogue::WideEpilogue;
-use super::micro::{FIXED_WORDS, Load, Micro, Word};
+use super::positions::{Buffers, FIRST_EPILOGUE_TABLE, LITERALS, Positions};
 use super::source::Source;
 use super::transform::{InputLayout, Outputs, add_literals, assemble_input, assemble_output};
 use super::window::Window;
-use super::{MACS_PER_WORK, call, ints};
+use super::{MACS_PER_WORK, call};
 use crate::asm::{AsmError, Isa};
 use crate::error::Unsupported;
 use crate::kernels::conv::Geometry;
 use crate::kernels::emit::Code;
-use crate::kernels::{Body, Frame, Leaf, Lowered, Table};
-
-const WEIGHTS: usize = 0;
-const START: usize = 1;
-const TILES: usize = 2;
-const RUNS: usize = 3;
-const LITERALS: usize = 4;
-const FIRST_EPILOGUE_TABLE: usize = 5;
+use crate::kernels::{Body, Frame, Leaf, Lowered};
 
 struct Winograd {
-    /// Whether one instruction multiplies pairs and adds them.
-    dot: bool,
     /// What makes each position's transformed inputs unsigned, in lanes of 8 bits.
     offsets: Vec<i64>,
-    window: Window,
     geometry: Geometry,
     isa: Isa,
     schedule: WinogradSchedule,
     transform: Winograd2d,
     source: Source,
+    positions: Positions,
     dst: Elem,
-    /// `(tiles, vectors)` of each product kernel, in the order of the leaves, the first ones.
-    products: Vec<(usize, usize)>,
-    /// Rows and columns in the result of each output transform, the leaves behind; the input transform is last.
+    /// Rows and columns in the result of each output transform, the leaves behind the products'; the input transform is last.
     outputs: Vec<[usize; 2]>,
     operand_bytes: Vec<usize>,
     table_strides: Vec<usize>,
@@ -62,7 +51,7 @@ pub fn lower(
     let Some(wide) = ConvGeometry::of(spec).and_then(|g| g.wide_machine(machine)) else {
         return Err(Unsupported::new("a wide kernel of this convolution"));
     };
-    let isa = Isa::with_lanes(wide.lanes);
+    let isa = Isa::of(wide);
     let Some(member) = schedule.member(geometry.window.kernel) else {
         return Err(Unsupported::new(format!("`{schedule}` for this convolution")));
     };
@@ -102,32 +91,40 @@ pub fn lower(
         _ => Window::All,
     };
     // In the ring of the lanes, so bytes are right with or without sign.
-    let source = Source::new(tiled(&geometry, &transform), schedule.multiply.operand_bytes(), 0);
-    let mut winograd = Winograd {
+    let overhang = (geometry.channels * schedule.multiply.operand_bytes()) % isa.bytes();
+    let source = Source::new(tiled(&geometry, &transform), schedule.multiply.operand_bytes(), 0, overhang);
+    let unit_tiles = unit_rows(&geometry, &transform, schedule).map(|rows| rows * grid(&geometry, &transform)[1]);
+    let input_bytes = unit_tiles[0] * geometry.channels * schedule.multiply.operand_bytes();
+    let positions = Positions {
+        isa,
+        multiply: schedule.multiply,
         dot: wide.dot,
-        offsets: part_proof.offsets.clone(),
         window,
+        mr: schedule.mr,
+        nr: schedule.nr,
+        positions: transform.positions(),
+        unit_tiles,
+        channels: [c, k],
+        // The last vector of a tile's inputs may reach beyond them, over those of the next tile, which follow.
+        inputs_bytes: input_bytes + isa.bytes(),
+        products: Vec::new(),
+    };
+    let mut tables = positions.tables(&transformed, &starts);
+    tables.push(epilogue.literal_table(isa));
+    tables.extend(requant_tables);
+    let mut winograd = Winograd {
+        offsets: part_proof.offsets.clone(),
         geometry,
         isa,
         schedule,
         source,
+        positions,
         dst: spec.result().elem,
-        products: Vec::new(),
         outputs: Vec::new(),
         operand_bytes: epilogue.operand_bytes(),
         table_strides: epilogue.table_strides(isa),
         transform,
     };
-    let tiles: Vec<i32> =
-        (0..winograd.unit_tiles()[0]).map(|tile| (tile * winograd.tile_input_bytes()) as i32).collect();
-    let mut tables = vec![
-        Table { bytes: winograd.pack(&transformed), is_weights: true },
-        Table::new(ints(&starts)),
-        Table::new(ints(&tiles)),
-        Table::new(ints(&[0])),
-        epilogue.literal_table(isa),
-    ];
-    tables.extend(requant_tables);
     let mut operands = vec![src];
     operands.extend(epilogue.operands());
     let none = WideEpilogue::none(spec)?;
@@ -148,6 +145,18 @@ pub fn lower(
     })
 }
 
+/// Tiles of an image along height and width.
+fn grid(geometry: &Geometry, transform: &Winograd2d) -> [usize; 2] {
+    let m = [transform.rows.m, transform.cols.m];
+    [0, 1].map(|axis| geometry.out[axis].div_ceil(m[axis]))
+}
+
+/// Tile rows of a unit, and of the last one of an image.
+fn unit_rows(geometry: &Geometry, transform: &Winograd2d, schedule: WinogradSchedule) -> [usize; 2] {
+    let down = grid(geometry, transform)[0];
+    [schedule.rows, down - (down.div_ceil(schedule.rows) - 1) * schedule.rows]
+}
+
 /// The convolution with as many outputs as whole tiles have.
 fn tiled(geometry: &Geometry, transform: &Winograd2d) -> Geometry {
     let m = [transform.rows.m, transform.cols.m];
@@ -159,26 +168,12 @@ impl Winograd {
         [self.transform.rows.m, self.transform.cols.m]
     }
 
-    /// Tiles of an image along height and width.
     fn grid(&self) -> [usize; 2] {
-        let m = self.m();
-        [0, 1].map(|axis| self.geometry.out[axis].div_ceil(m[axis]))
-    }
-
-    fn vectors(&self) -> usize {
-        self.geometry.group_out / self.isa.lanes()
-    }
-
-    fn blocks(&self) -> usize {
-        self.vectors().div_ceil(self.schedule.nr)
-    }
-
-    fn rest_vectors(&self) -> usize {
-        self.vectors() % self.schedule.nr
+        grid(&self.geometry, &self.transform)
     }
 
     fn channel_groups(&self) -> usize {
-        self.blocks().div_ceil(self.schedule.blocks)
+        self.positions.blocks().div_ceil(self.schedule.blocks)
     }
 
     fn row_blocks(&self) -> usize {
@@ -189,92 +184,19 @@ impl Winograd {
         self.geometry.batch * self.row_blocks()
     }
 
-    /// Tile rows of a unit, and of the last one of an image.
     fn unit_rows(&self) -> [usize; 2] {
-        let rows = self.schedule.rows;
-        [rows, self.grid()[0] - (self.row_blocks() - 1) * rows]
-    }
-
-    fn unit_tiles(&self) -> [usize; 2] {
-        self.unit_rows().map(|rows| rows * self.grid()[1])
-    }
-
-    /// Bytes of the inputs of all tiles at a position, of the sums of a block at a position, and of the weights of a
-    /// block's vector at a position.
-    fn inputs_bytes(&self) -> usize {
-        self.unit_tiles()[0] * self.tile_input_bytes()
-    }
-
-    /// Bytes of a tile's inputs at a position: of a pixel as it is multiplied.
-    fn tile_input_bytes(&self) -> usize {
-        self.geometry.channels * self.schedule.multiply.operand_bytes()
-    }
-
-    fn tile_sum_bytes(&self) -> usize {
-        self.schedule.nr * self.isa.bytes()
-    }
-
-    fn sums_bytes(&self) -> usize {
-        self.unit_tiles()[0] * self.tile_sum_bytes()
-    }
-
-    fn vector_weights_bytes(&self) -> usize {
-        self.geometry.channels.div_ceil(self.schedule.multiply.step()) * self.isa.bytes()
+        unit_rows(&self.geometry, &self.transform, self.schedule)
     }
 
     /// Scratch bytes of the transformed inputs, the sums and the prepared rows.
     fn scratch(&self) -> [usize; 3] {
-        let positions = self.transform.positions();
+        let Positions { positions, inputs_bytes, .. } = self.positions;
         let rows = self.source.scratch_bytes(self.schedule.rows * self.m()[0]);
-        [positions * self.inputs_bytes(), positions * self.sums_bytes(), rows].map(|b| b.next_multiple_of(64))
-    }
-
-    /// `[block][position][step of channels][vector][lane][channel of the step]`.
-    fn pack(&self, transformed: &[i64]) -> Vec<u8> {
-        let (k, c, lanes) = (self.geometry.group_out, self.geometry.group_in, self.isa.lanes());
-        let multiply = self.schedule.multiply;
-        let mut out = Vec::with_capacity(multiply.operand_bytes() * transformed.len());
-        for first in (0..self.vectors()).step_by(self.schedule.nr) {
-            let vectors = first..(first + self.schedule.nr).min(self.vectors());
-            for position in 0..self.transform.positions() {
-                for step in (0..c).step_by(multiply.step()) {
-                    for channel in vectors.start * lanes..vectors.end * lanes {
-                        let row = &transformed[(position * k + channel) * c..][..c];
-                        for i in step..step + multiply.step() {
-                            let weight = row.get(i).copied().unwrap_or(0) as i16;
-                            out.extend(&weight.to_le_bytes()[..multiply.operand_bytes()]);
-                        }
-                    }
-                }
-            }
-        }
-        out
+        [positions * inputs_bytes, positions * self.positions.sums_bytes(), rows].map(|b| b.next_multiple_of(64))
     }
 
     fn leaves(&mut self, none: &WideEpilogue, epilogue: &WideEpilogue) -> Result<Vec<Leaf>, AsmError> {
-        let (mr, nr) = (self.schedule.mr, self.schedule.nr);
-        let micro = Micro {
-            isa: self.isa,
-            multiply: self.schedule.multiply,
-            dot: self.dot,
-            runs: 1,
-            steps: self.geometry.group_in.div_ceil(self.schedule.multiply.step()),
-            load: Load::Direct,
-            window: self.window,
-            epilogue: none,
-            dst: Elem::I32,
-            channels: nr * self.isa.lanes(),
-        };
-        let mut leaves = Vec::new();
-        let sizes = self.unit_tiles().into_iter().flat_map(|tiles| [mr.min(tiles), tiles % mr]);
-        let sizes: std::collections::BTreeSet<usize> = sizes.filter(|&size| size > 0).collect();
-        let full = if self.vectors() >= nr { nr } else { 0 };
-        for &size in &sizes {
-            for vectors in [full, self.rest_vectors()].into_iter().filter(|&v| v > 0) {
-                leaves.push(Leaf { name: format!("products.{size}x{vectors}"), code: micro.assemble(size, vectors)? });
-                self.products.push((size, vectors));
-            }
-        }
+        let mut leaves = self.positions.leaves(none)?;
         let m = self.m();
         let [rests, _] = [[0, 1].map(|axis| self.geometry.out[axis] % m[axis]), m];
         for rows in [m[0], rests[0]].into_iter().filter(|&r| r > 0) {
@@ -283,7 +205,7 @@ impl Winograd {
                     dst: self.dst,
                     channels: self.geometry.channels_out(),
                     columns: self.geometry.out[1],
-                    position: self.sums_bytes(),
+                    position: self.positions.sums_bytes(),
                     valid: [rows, columns],
                 };
                 let code = assemble_output(self.isa, &self.transform, epilogue, &outputs)?;
@@ -291,22 +213,20 @@ impl Winograd {
                 self.outputs.push([rows, columns]);
             }
         }
-        let layout =
-            InputLayout { row: self.source.row_bytes(), pixel: self.tile_input_bytes(), position: self.inputs_bytes() };
+        let layout = InputLayout {
+            row: self.source.row_bytes(),
+            pixel: self.positions.tile_input_bytes(),
+            position: self.positions.inputs_bytes,
+        };
         let lane = (self.schedule.lane(), self.offsets.as_slice());
         let code = assemble_input(self.isa, &self.transform, lane, epilogue, &layout)?;
         leaves.push(Leaf { name: "inputs".into(), code });
         Ok(leaves)
     }
 
-    fn product(&self, frame: &Frame, tiles: usize, vectors: usize) -> Result<FuncRef, Unsupported> {
-        let found = self.products.iter().position(|&p| p == (tiles, vectors)).and_then(|i| frame.leaves.get(i));
-        found.copied().ok_or_else(|| Unsupported::new(format!("no product kernel of {tiles} x {vectors}")))
-    }
-
     fn output(&self, frame: &Frame, valid: [usize; 2]) -> Result<FuncRef, Unsupported> {
         let found = self.outputs.iter().position(|&o| o == valid);
-        let leaf = found.and_then(|i| frame.leaves.get(self.products.len() + i));
+        let leaf = found.and_then(|i| frame.leaves.get(self.positions.products.len() + i));
         leaf.copied().ok_or_else(|| Unsupported::new(format!("no output transform of {valid:?}")))
     }
 }
@@ -341,7 +261,7 @@ impl Body for Winograd {
                 first_row: c.mul_int(row_block, self.schedule.rows),
                 rows: 0,
                 first_block,
-                end_block: c.min_int(end_block, self.blocks()),
+                end_block: c.min_int(end_block, self.positions.blocks()),
                 inputs: frame.scratch,
                 sums: sums_at,
                 prepared: c.add_int(sums_at, sums),
@@ -367,25 +287,12 @@ impl Body for Winograd {
 impl Winograd {
     fn unit(&self, c: &mut Code, frame: &Frame, unit: &Unit) -> Result<(), Unsupported> {
         self.transform_inputs(c, frame, unit)?;
-        let one = c.int(1);
-        let mut outcome = Ok(());
-        c.range(unit.first_block, unit.end_block, one, |c, block| {
-            let run = |c: &mut Code, vectors: usize| {
-                self.multiply(c, frame, unit, (block, vectors))?;
-                self.transform_outputs(c, frame, unit, (block, vectors))
-            };
-            outcome = match (self.rest_vectors(), self.blocks()) {
-                (0, _) => run(c, self.schedule.nr),
-                (rest, 1) => run(c, rest),
-                (rest, blocks) => {
-                    let is_full = c.below(block, blocks - 1);
-                    let (mut a, mut b) = (Ok(()), Ok(()));
-                    c.if_else(is_full, |c| a = run(c, self.schedule.nr), |c| b = run(c, rest));
-                    a.and(b)
-                }
-            };
-        });
-        outcome
+        let tiles = unit.rows * self.grid()[1];
+        let buffers = Buffers { inputs: unit.inputs, sums: unit.sums, tiles };
+        self.positions.every_block(c, [unit.first_block, unit.end_block], |c, block, vectors| {
+            self.positions.multiply(c, frame, &buffers, (block, vectors))?;
+            self.transform_outputs(c, frame, unit, (block, vectors))
+        })
     }
 
     fn transform_inputs(&self, c: &mut Code, frame: &Frame, unit: &Unit) -> Result<(), Unsupported> {
@@ -398,9 +305,9 @@ impl Winograd {
         let [m_rows, m_columns] = self.m();
         let first = c.mul_int(unit.first_row, m_rows);
         let rows = self.source.prepare(c, image, first, self.schedule.rows * m_rows, unit.prepared);
-        let vectors = c.int(self.tile_input_bytes() / self.isa.bytes());
+        let vectors = c.int(self.positions.tile_input_bytes().div_ceil(self.isa.bytes()));
         let columns = self.grid()[1];
-        let tile_bytes = self.tile_input_bytes();
+        let tile_bytes = self.positions.tile_input_bytes();
         c.count(unit.rows, 1, |c, row| {
             let from = c.offset(rows, row, m_rows * self.source.row_bytes());
             let to = c.offset(unit.inputs, row, columns * tile_bytes);
@@ -409,55 +316,6 @@ impl Winograd {
                 let to = c.offset(to, column, tile_bytes);
                 call(c, leaf, &[from, to, vectors, frame.tables[LITERALS]]);
             });
-        });
-        Ok(())
-    }
-
-    /// The sums of a block at every position.
-    fn multiply(
-        &self,
-        c: &mut Code,
-        frame: &Frame,
-        unit: &Unit,
-        (block, vectors): (Value, usize),
-    ) -> Result<(), Unsupported> {
-        let mr = self.schedule.mr;
-        let tiles = unit.rows * self.grid()[1];
-        let (whole, rest) = (tiles / mr, tiles % mr);
-        let positions = self.transform.positions();
-        let block_bytes = positions * self.schedule.nr * self.vector_weights_bytes();
-        let block_weights = c.offset(frame.tables[WEIGHTS], block, block_bytes);
-        let block_start = c.offset(frame.tables[START], block, self.schedule.nr * self.isa.bytes());
-        let (leaf, rest_leaf) = (
-            if whole > 0 { Some(self.product(frame, mr, vectors)?) } else { None },
-            if rest > 0 { Some(self.product(frame, rest, vectors)?) } else { None },
-        );
-        c.count(positions, 1, |c, position| {
-            let src = c.offset(unit.inputs, position, self.inputs_bytes());
-            let weights = c.offset(block_weights, position, vectors * self.vector_weights_bytes());
-            let start = c.offset(block_start, position, 4 * self.geometry.group_out);
-            let sums = c.offset(unit.sums, position, self.sums_bytes());
-            let run = |c: &mut Code, tile: Value, leaf: FuncRef| {
-                let mut words = [frame.dst; FIXED_WORDS];
-                words[Word::Pixels as usize] = c.offset(frame.tables[TILES], tile, 4);
-                words[Word::Src as usize] = src;
-                words[Word::Weights as usize] = weights;
-                words[Word::Start as usize] = start;
-                words[Word::Dst as usize] = c.offset(sums, tile, self.tile_sum_bytes());
-                words[Word::Runs as usize] = frame.tables[RUNS];
-                words[Word::Literals as usize] = frame.tables[LITERALS];
-                call(c, leaf, &words);
-            };
-            if let Some(leaf) = leaf {
-                c.count(whole, 1, |c, group| {
-                    let tile = c.mul_int(group, mr);
-                    run(c, tile, leaf);
-                });
-            }
-            if let Some(leaf) = rest_leaf {
-                let tile = c.int(whole * mr);
-                run(c, tile, leaf);
-            }
         });
         Ok(())
     }
@@ -516,7 +374,7 @@ impl Winograd {
         let ([m_rows, m_columns], [height, width]) = (self.m(), self.geometry.out);
         let tile = c.mul_int(row, self.grid()[1]);
         let tile = c.add(tile, column);
-        let sums = c.offset(unit.sums, tile, self.tile_sum_bytes());
+        let sums = c.offset(unit.sums, tile, self.positions.tile_sum_bytes());
         let y = c.add(unit.first_row, row);
         let y = c.mul_int(y, m_rows);
         let y = c.offset(y, unit.image, height);

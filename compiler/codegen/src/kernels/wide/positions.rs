@@ -1,0 +1,236 @@
+//! Products of transformed operands, position by position: what Winograd's and Strassen's algorithms share.
+//!
+//! A unit of work has the inputs of its tiles, `[position][tile][channel]`, and gets the sums of a block of output channels,
+//! `[position][tile][channel of the block]`. The register tiles are those of the direct kernels ([`Micro`], whose pixels
+//! are the tiles).
+
+use std::collections::BTreeSet;
+
+use cranelift_codegen::ir::{FuncRef, Value};
+use hawqc_ir::Elem;
+use hawqc_schedules::Multiply;
+
+use super::epilogue::WideEpilogue;
+use super::micro::{Ahead, FIXED_WORDS, Load, Micro, Word};
+use super::window::Window;
+use super::{call, distance, ints};
+use crate::asm::{AsmError, Isa};
+use crate::error::Unsupported;
+use crate::kernels::emit::Code;
+use crate::kernels::{Frame, Leaf, Table};
+
+/// The first tables of such a kernel.
+const WEIGHTS: usize = 0;
+const START: usize = 1;
+const TILES: usize = 2;
+const RUNS: usize = 3;
+pub const LITERALS: usize = 4;
+pub const FIRST_EPILOGUE_TABLE: usize = 5;
+
+pub struct Positions {
+    pub isa: Isa,
+    pub multiply: Multiply,
+    /// Whether one instruction multiplies and adds.
+    pub dot: bool,
+    pub window: Window,
+    /// Tiles and vectors of output channels of a register tile.
+    pub mr: usize,
+    pub nr: usize,
+    pub positions: usize,
+    /// Tiles of a unit, and of the last one.
+    pub unit_tiles: [usize; 2],
+    /// Input and output channels at a position.
+    pub channels: [usize; 2],
+    /// Bytes from the inputs of one position to those of the next.
+    pub inputs_bytes: usize,
+    /// `(tiles, vectors)` of each product kernel, in the order of the leaves.
+    pub products: Vec<(usize, usize)>,
+}
+
+/// Where a unit's operands and sums are.
+pub struct Buffers {
+    pub inputs: Value,
+    pub sums: Value,
+    /// Tiles, one of [`Positions::unit_tiles`].
+    pub tiles: usize,
+}
+
+impl Positions {
+    /// Vectors of output channels.
+    pub fn vectors(&self) -> usize {
+        self.channels[1] / self.isa.lanes()
+    }
+
+    pub fn blocks(&self) -> usize {
+        self.vectors().div_ceil(self.nr)
+    }
+
+    /// Vectors of the last block, if it has fewer than the others.
+    fn rest_vectors(&self) -> usize {
+        self.vectors() % self.nr
+    }
+
+    /// Bytes of the inputs of a tile at a position.
+    pub fn tile_input_bytes(&self) -> usize {
+        self.channels[0] * self.multiply.operand_bytes()
+    }
+
+    /// Bytes of the sums of a block at a position, of one tile and of all.
+    pub fn tile_sum_bytes(&self) -> usize {
+        self.nr * self.isa.bytes()
+    }
+
+    pub fn sums_bytes(&self) -> usize {
+        self.unit_tiles[0] * self.tile_sum_bytes()
+    }
+
+    fn steps(&self) -> usize {
+        self.channels[0].div_ceil(self.multiply.step())
+    }
+
+    fn vector_weights_bytes(&self) -> usize {
+        self.steps() * self.isa.bytes()
+    }
+
+    /// Register tiles that read the weights of a position and a block.
+    fn readers(&self) -> usize {
+        self.unit_tiles[0].div_ceil(self.mr)
+    }
+
+    /// The first tables. `transformed`: weights, `[position][output channel][input channel]`; `starts`: what sums start from,
+    /// `[position][output channel]`.
+    pub fn tables(&self, transformed: &[i64], starts: &[i32]) -> Vec<Table> {
+        let tiles: Vec<i32> = (0..self.unit_tiles[0]).map(|tile| (tile * self.tile_input_bytes()) as i32).collect();
+        vec![
+            Table { bytes: self.pack(transformed), is_weights: true },
+            Table::new(ints(starts)),
+            Table::new(ints(&tiles)),
+            Table::new(ints(&[0])),
+        ]
+    }
+
+    /// `[block][position][step of channels][vector][lane][channel of the step]`.
+    fn pack(&self, transformed: &[i64]) -> Vec<u8> {
+        let ([c, k], lanes, multiply) = (self.channels, self.isa.lanes(), self.multiply);
+        let mut out = Vec::with_capacity(multiply.operand_bytes() * transformed.len());
+        for first in (0..self.vectors()).step_by(self.nr) {
+            let vectors = first..(first + self.nr).min(self.vectors());
+            for position in 0..self.positions {
+                for step in (0..c).step_by(multiply.step()) {
+                    for channel in vectors.start * lanes..vectors.end * lanes {
+                        let row = &transformed[(position * k + channel) * c..][..c];
+                        for i in step..step + multiply.step() {
+                            let weight = row.get(i).copied().unwrap_or(0) as i16;
+                            out.extend(&weight.to_le_bytes()[..multiply.operand_bytes()]);
+                        }
+                    }
+                }
+            }
+        }
+        out
+    }
+
+    /// The product kernels, which are a kernel's first leaves. `none`: an epilogue without steps.
+    pub fn leaves(&mut self, none: &WideEpilogue) -> Result<Vec<Leaf>, AsmError> {
+        let micro = Micro {
+            isa: self.isa,
+            multiply: self.multiply,
+            dot: self.dot,
+            runs: 1,
+            steps: self.steps(),
+            load: Load::Direct,
+            window: self.window,
+            readers: self.readers(),
+            epilogue: none,
+            dst: Elem::I32,
+            channels: self.nr * self.isa.lanes(),
+        };
+        let mut leaves = Vec::new();
+        let sizes = self.unit_tiles.into_iter().flat_map(|tiles| [self.mr.min(tiles), tiles % self.mr]);
+        let sizes: BTreeSet<usize> = sizes.filter(|&size| size > 0).collect();
+        let full = if self.vectors() >= self.nr { self.nr } else { 0 };
+        for &size in &sizes {
+            for vectors in [full, self.rest_vectors()].into_iter().filter(|&v| v > 0) {
+                leaves.push(Leaf { name: format!("products.{size}x{vectors}"), code: micro.assemble(size, vectors)? });
+                self.products.push((size, vectors));
+            }
+        }
+        Ok(leaves)
+    }
+
+    fn product(&self, frame: &Frame, tiles: usize, vectors: usize) -> Result<FuncRef, Unsupported> {
+        let found = self.products.iter().position(|&p| p == (tiles, vectors)).and_then(|i| frame.leaves.get(i));
+        found.copied().ok_or_else(|| Unsupported::new(format!("no product kernel of {tiles} x {vectors}")))
+    }
+
+    /// Runs `body` for the blocks from `first` to before `end`, with the number of each one's vectors.
+    pub fn every_block(
+        &self,
+        c: &mut Code,
+        [first, end]: [Value; 2],
+        body: impl Fn(&mut Code, Value, usize) -> Result<(), Unsupported>,
+    ) -> Result<(), Unsupported> {
+        let one = c.int(1);
+        let mut outcome = Ok(());
+        c.range(first, end, one, |c, block| {
+            outcome = match (self.rest_vectors(), self.blocks()) {
+                (0, _) => body(c, block, self.nr),
+                (rest, 1) => body(c, block, rest),
+                (rest, blocks) => {
+                    let is_full = c.below(block, blocks - 1);
+                    let (mut a, mut b) = (Ok(()), Ok(()));
+                    c.if_else(is_full, |c| a = body(c, block, self.nr), |c| b = body(c, block, rest));
+                    a.and(b)
+                }
+            };
+        });
+        outcome
+    }
+
+    /// The sums of a block at every position.
+    pub fn multiply(
+        &self,
+        c: &mut Code,
+        frame: &Frame,
+        buffers: &Buffers,
+        (block, vectors): (Value, usize),
+    ) -> Result<(), Unsupported> {
+        let (whole, rest) = (buffers.tiles / self.mr, buffers.tiles % self.mr);
+        let block_bytes = self.positions * self.nr * self.vector_weights_bytes();
+        let block_weights = c.offset(frame.tables[WEIGHTS], block, block_bytes);
+        let block_start = c.offset(frame.tables[START], block, self.nr * self.isa.bytes());
+        let (leaf, rest_leaf) = (
+            if whole > 0 { Some(self.product(frame, self.mr, vectors)?) } else { None },
+            if rest > 0 { Some(self.product(frame, rest, vectors)?) } else { None },
+        );
+        let ahead = Ahead::new(self.readers(), self.steps(), vectors * self.isa.bytes());
+        c.count(self.positions, 1, |c, position| {
+            let src = c.offset(buffers.inputs, position, self.inputs_bytes);
+            let weights = c.offset(block_weights, position, vectors * self.vector_weights_bytes());
+            let start = c.offset(block_start, position, 4 * self.channels[1]);
+            let sums = c.offset(buffers.sums, position, self.sums_bytes());
+            let run = |c: &mut Code, group: Value, leaf: FuncRef| {
+                let tile = c.mul_int(group, self.mr);
+                let ahead = distance(c, ahead, group);
+                let mut words = [frame.dst; FIXED_WORDS];
+                words[Word::Pixels as usize] = c.offset(frame.tables[TILES], tile, 4);
+                words[Word::Src as usize] = src;
+                words[Word::Weights as usize] = weights;
+                words[Word::Start as usize] = start;
+                words[Word::Dst as usize] = c.offset(sums, tile, self.tile_sum_bytes());
+                words[Word::Runs as usize] = frame.tables[RUNS];
+                words[Word::Literals as usize] = frame.tables[LITERALS];
+                words[Word::Ahead as usize] = ahead;
+                call(c, leaf, &words);
+            };
+            if let Some(leaf) = leaf {
+                c.count(whole, 1, |c, group| run(c, group, leaf));
+            }
+            if let Some(leaf) = rest_leaf {
+                let group = c.int(whole);
+                run(c, group, leaf);
+            }
+        });
+        Ok(())
+    }
+}
