@@ -212,6 +212,27 @@ impl FromStr for Schedule {
     }
 }
 
+/// How well two threads, and less important four, share `all`, cut into units of `size`, each in `parts`: 1 where all are busy to the end.
+/// A thread takes every second (fourth) of them; the last unit may be smaller.
+fn balance(all: usize, size: usize, parts: usize) -> f64 {
+    let unit = |index: usize| size.min(all - index / parts * size);
+    let units = all.div_ceil(size) * parts;
+    let busy = |threads: usize| {
+        let longest = (0..threads).map(|t| (t..units).step_by(threads).map(unit).sum::<usize>()).max().unwrap_or(0);
+        (all * parts) as f64 / (threads * longest.max(1)) as f64
+    };
+    (2.0 * busy(2) + busy(4)) / 3.0
+}
+
+/// Of `sizes`, the one whose units are shared best, the first of equals.
+fn best_balanced(all: usize, parts: usize, sizes: impl Iterator<Item = usize>) -> Option<usize> {
+    let shared = |size: usize| balance(all, size, parts);
+    sizes.reduce(|best, size| if shared(size) > shared(best) + BALANCE_MATTERS { size } else { best })
+}
+
+/// Differences in [`balance`] that do not count.
+const BALANCE_MATTERS: f64 = 0.08;
+
 /// The number of `key=number`, in the spelling that printing gives.
 fn number(word: &str, key: &str) -> Result<usize, ()> {
     let digits = word.strip_prefix(key).and_then(|w| w.strip_prefix('=')).ok_or(())?;

@@ -11,7 +11,7 @@ use std::str::FromStr;
 use hawqc_ir::{Elem, Range};
 
 use crate::conv::ConvGeometry;
-use crate::{Machine, WideMachine};
+use crate::{Machine, WideMachine, best_balanced};
 
 /// How products are formed and summed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -75,6 +75,8 @@ const MAX_NR: usize = 4;
 const MAX_BLOCKING: usize = 1 << 16;
 /// Bytes of prepared source rows that a unit should not exceed: half of a second-level cache.
 const REGION_BYTES: usize = 192 << 10;
+/// Pixels from which on units are rows rather than channels.
+const LARGE_IMAGE: usize = 256;
 /// Multiply-accumulates below which splitting work further does not pay.
 const UNIT_MACS: usize = 400_000;
 /// Tiles whose estimate is at most this many times the best are candidates.
@@ -123,12 +125,25 @@ impl WideSchedule {
         let wanted = (macs / UNIT_MACS).clamp(1, 8);
         let row_units = rows_all.div_ceil(rows);
         let mut blocks = blocks_all;
-        if row_units < wanted {
-            if geometry.row_pixels * geometry.image_rows >= 256 {
-                rows = rows_all.div_ceil(wanted).clamp(1, rows);
-            } else {
-                blocks = blocks_all.div_ceil(wanted.div_ceil(row_units)).max(1);
-            }
+        let is_large = geometry.row_pixels * geometry.image_rows >= LARGE_IMAGE;
+        if row_units < wanted && (is_large || blocks_all == 1) {
+            rows = rows_all.div_ceil(wanted).clamp(1, rows);
+        } else if row_units < wanted {
+            blocks = blocks_all.div_ceil(wanted.div_ceil(row_units)).max(1);
+        }
+        // A little larger or smaller, if threads then share the work better.
+        if blocks == blocks_all && wanted > 1 {
+            let sizes = [rows]
+                .into_iter()
+                .chain(rows + 1..=(2 * rows).min(geometry.image_rows))
+                .chain((rows.div_ceil(2)..rows).rev());
+            rows = best_balanced(rows_all, 1, sizes).unwrap_or(rows);
+        } else if wanted > 1 {
+            let sizes = [blocks]
+                .into_iter()
+                .chain(blocks + 1..=(2 * blocks).min(blocks_all))
+                .chain((blocks.div_ceil(2)..blocks).rev());
+            blocks = best_balanced(blocks_all, rows_all.div_ceil(rows), sizes).unwrap_or(blocks);
         }
         WideSchedule { multiply, mr, nr, rows, blocks }
     }

@@ -9,7 +9,7 @@ use std::str::FromStr;
 use crate::conv::ConvGeometry;
 use crate::wide::registers;
 use crate::winograd::{Kernel, Lane, Member};
-use crate::{Machine, Multiply, WideMachine, WideSchedule};
+use crate::{Machine, Multiply, WideMachine, WideSchedule, balance, best_balanced};
 
 /// See the module's documentation. All at least 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -67,7 +67,9 @@ impl WinogradSchedule {
         let limit = direct.estimated_ns(geometry, wide);
         let mut all = WinogradSchedule::candidates(geometry, machine);
         all.retain(|s| s.estimated_ns(geometry, wide) < limit);
-        all.sort_by(|a, b| a.estimated_ns(geometry, wide).total_cmp(&b.estimated_ns(geometry, wide)));
+        // On one thread or several.
+        let shared = |s: &WinogradSchedule| s.estimated_ns(geometry, wide) * (1.0 + 1.0 / s.balance(geometry, wide));
+        all.sort_by(|a, b| shared(a).total_cmp(&shared(b)));
         let mut seen = Vec::new();
         all.retain(|s| {
             let is_new = !seen.contains(&(s.multiply, s.outputs));
@@ -75,6 +77,12 @@ impl WinogradSchedule {
             is_new
         });
         all
+    }
+
+    /// How well threads share the units of an image.
+    fn balance(&self, geometry: &ConvGeometry, wide: WideMachine) -> f64 {
+        let groups = geometry.channels.div_ceil(wide.lanes * self.nr).div_ceil(self.blocks);
+        balance(geometry.image_rows.div_ceil(self.outputs[0]), self.rows, groups)
     }
 
     pub(crate) fn candidates(geometry: &ConvGeometry, machine: Machine) -> Vec<WinogradSchedule> {
@@ -91,12 +99,19 @@ impl WinogradSchedule {
                 for unit in [UNIT_TILES, 2 * UNIT_TILES] {
                     let rows = (unit / across).clamp(1, down);
                     let rows = down.div_ceil(down.div_ceil(rows));
+                    let larger = rows + 1..=(2 * UNIT_TILES / across).min(down);
+                    let sizes = [rows].into_iter().chain(larger.filter(|_| rows < down));
+                    let rows = best_balanced(down, 1, sizes).unwrap_or(rows);
                     let units = down.div_ceil(rows);
                     let blocks_all = geometry.channels.div_ceil(wide.lanes * nr);
-                    let blocks = if units >= 4 { blocks_all } else { blocks_all.div_ceil(4) };
-                    let schedule = WinogradSchedule { multiply, outputs, mr, nr, rows, blocks };
-                    if schedule.blocking_legal(geometry, wide).is_ok() && !of_algorithm.contains(&schedule) {
-                        of_algorithm.push(schedule);
+                    // Every group of blocks transforms the inputs again.
+                    let groups: &[usize] = if units >= 4 { &[1] } else { &[2, 4] };
+                    for groups in groups {
+                        let blocks = blocks_all.div_ceil(*groups);
+                        let schedule = WinogradSchedule { multiply, outputs, mr, nr, rows, blocks };
+                        if schedule.blocking_legal(geometry, wide).is_ok() && !of_algorithm.contains(&schedule) {
+                            of_algorithm.push(schedule);
+                        }
                     }
                 }
             }

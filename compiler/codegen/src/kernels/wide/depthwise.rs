@@ -31,7 +31,7 @@ const PAIR_BYTES: usize = 4;
 /// The low half of a lane.
 const LOW_HALF: i32 = 0xffff;
 /// Multiply-accumulates that take about as long as an element operation of other kernels.
-const MACS_PER_WORK: u64 = 4;
+const MACS_PER_WORK: u64 = 2;
 
 struct Depthwise {
     geometry: Geometry,
