@@ -143,7 +143,7 @@ fn main() -> Outcome<()> {
     for shape in SHAPES.into_iter().filter(|shape| shape.to_string().contains(&filter)) {
         let (wide, narrow) = (Layer::new(shape, 8)?, Layer::new(shape, 4)?);
         let is_direct = |s: &Schedule| matches!(s, Schedule::Wide(_) | Schedule::Conv(_));
-        let is_assembled = |s: &Schedule| matches!(s, Schedule::Wide(_) | Schedule::Winograd(_));
+        let is_assembled = |s: &Schedule| !matches!(s, Schedule::Conv(_));
         let mut contenders = [
             wide.fastest(&target, is_direct)?,
             wide.fastest(&target, is_assembled)?,

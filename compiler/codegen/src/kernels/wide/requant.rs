@@ -115,7 +115,7 @@ impl WideRequant {
         let (product, records) = match halves {
             Some(halves) => (Product::Halves { signed }, halves),
             None => {
-                let odd = |i: usize| if i % 2 == 0 { lanes[i + 1].mult } else { 0 };
+                let odd = |i: usize| if i.is_multiple_of(2) { lanes[i + 1].mult } else { 0 };
                 let record = |(i, l): (usize, &Lane)| [l.mult, odd(i), l.half, l.shift as i32, l.left as i32];
                 let scaled = lanes.iter().any(|lane| lane.left > 0);
                 (Product::Wide { scaled }, lanes.iter().enumerate().map(record).collect::<Vec<_>>())
@@ -196,7 +196,7 @@ impl WideRequant {
 /// range give the extreme ones.
 fn reached_limits(requant: &Requant, src: Range, lanes: &[Lane]) -> (i64, i64) {
     let result = |v: i64, lane: &Lane| {
-        let product = i128::from(v - i64::from(requant.src_zero)) * i128::from(lane.mult) << lane.left;
+        let product = (i128::from(v - i64::from(requant.src_zero)) * i128::from(lane.mult)) << lane.left;
         let half = i128::from(lane.half) << 32;
         ((product + half) >> (lane.shift + 32)) + i128::from(requant.dst_zero)
     };
