@@ -18,6 +18,7 @@ pub mod winograd;
 mod winograd_schedule;
 
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 
 use hawqc_ir::KernelSpec;
@@ -224,10 +225,13 @@ fn balance(all: usize, size: usize, parts: usize) -> f64 {
     (2.0 * busy(2) + busy(4)) / 3.0
 }
 
-/// Of `sizes`, the one whose units are shared best, the first of equals.
-fn best_balanced(all: usize, parts: usize, sizes: impl Iterator<Item = usize>) -> Option<usize> {
+/// `size`, or one of `sizes` whose units are shared better, larger ones first.
+fn balanced(all: usize, parts: usize, size: usize, sizes: RangeInclusive<usize>) -> usize {
     let shared = |size: usize| balance(all, size, parts);
-    sizes.reduce(|best, size| if shared(size) > shared(best) + BALANCE_MATTERS { size } else { best })
+    let larger = sizes.clone().filter(|&other| other > size);
+    let smaller = sizes.rev().filter(|&other| other < size);
+    let better = |best: usize, other: usize| if shared(other) > shared(best) + BALANCE_MATTERS { other } else { best };
+    larger.chain(smaller).fold(size, better)
 }
 
 /// Differences in [`balance`] that do not count.

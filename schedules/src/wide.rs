@@ -11,7 +11,7 @@ use std::str::FromStr;
 use hawqc_ir::{Elem, Range};
 
 use crate::conv::ConvGeometry;
-use crate::{Machine, WideMachine, best_balanced};
+use crate::{Machine, WideMachine, balanced};
 
 /// How products are formed and summed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -132,18 +132,11 @@ impl WideSchedule {
             blocks = blocks_all.div_ceil(wanted.div_ceil(row_units)).max(1);
         }
         // A little larger or smaller, if threads then share the work better.
-        if blocks == blocks_all && wanted > 1 {
-            let sizes = [rows]
-                .into_iter()
-                .chain(rows + 1..=(2 * rows).min(geometry.image_rows))
-                .chain((rows.div_ceil(2)..rows).rev());
-            rows = best_balanced(rows_all, 1, sizes).unwrap_or(rows);
+        let near = |size: usize, most: usize| size.div_ceil(2)..=(2 * size).min(most);
+        if wanted > 1 && blocks == blocks_all {
+            rows = balanced(rows_all, 1, rows, near(rows, geometry.image_rows));
         } else if wanted > 1 {
-            let sizes = [blocks]
-                .into_iter()
-                .chain(blocks + 1..=(2 * blocks).min(blocks_all))
-                .chain((blocks.div_ceil(2)..blocks).rev());
-            blocks = best_balanced(blocks_all, rows_all.div_ceil(rows), sizes).unwrap_or(blocks);
+            blocks = balanced(blocks_all, rows_all.div_ceil(rows), blocks, near(blocks, blocks_all));
         }
         WideSchedule { multiply, mr, nr, rows, blocks }
     }

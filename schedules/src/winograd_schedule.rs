@@ -9,7 +9,7 @@ use std::str::FromStr;
 use crate::conv::ConvGeometry;
 use crate::wide::registers;
 use crate::winograd::{Kernel, Lane, Member};
-use crate::{Machine, Multiply, WideMachine, WideSchedule, balance, best_balanced};
+use crate::{Machine, Multiply, WideMachine, WideSchedule, balance, balanced};
 
 /// See the module's documentation. All at least 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -99,9 +99,7 @@ impl WinogradSchedule {
                 for unit in [UNIT_TILES, 2 * UNIT_TILES] {
                     let rows = (unit / across).clamp(1, down);
                     let rows = down.div_ceil(down.div_ceil(rows));
-                    let larger = rows + 1..=(2 * UNIT_TILES / across).min(down);
-                    let sizes = [rows].into_iter().chain(larger.filter(|_| rows < down));
-                    let rows = best_balanced(down, 1, sizes).unwrap_or(rows);
+                    let rows = balanced(down, 1, rows, rows..=(2 * UNIT_TILES / across).min(down));
                     let units = down.div_ceil(rows);
                     let blocks_all = geometry.channels.div_ceil(wide.lanes * nr);
                     // Every group of blocks transforms the inputs again.
