@@ -67,8 +67,8 @@ impl WinogradSchedule {
         let limit = direct.estimated_ns(geometry, wide);
         let mut all = WinogradSchedule::candidates(geometry, machine);
         all.retain(|s| s.estimated_ns(geometry, wide) < limit);
-        // On one thread or several.
-        let shared = |s: &WinogradSchedule| s.estimated_ns(geometry, wide) * (1.0 + 1.0 / s.balance(geometry, wide));
+        // Threads matter less than the work itself, which one thread does too.
+        let shared = |s: &WinogradSchedule| s.estimated_ns(geometry, wide) * (3.0 + 1.0 / s.balance(geometry, wide));
         all.sort_by(|a, b| shared(a).total_cmp(&shared(b)));
         let mut seen = Vec::new();
         all.retain(|s| {
