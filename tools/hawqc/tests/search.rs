@@ -5,6 +5,7 @@ use std::process::Command;
 
 use hawqc_onnx::{ImportOptions, import, zoo};
 use hawqc_quantize::{PrecisionPlan, fold_batch_norm, hawq};
+use hawqc_runtime::{Elem, Tensor, npy};
 use hawqc_schedules::latency::{LatencyTable, LayerLatency, Seam, Timing};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -239,6 +240,32 @@ fn the_best_plans_are_scored_again() {
     assert!(plans.iter().all(|p| number(p, "top1_percent") <= number(chosen[0], "top1_percent")));
     assert!(plans.iter().all(|p| number(p, "top1_percent") > 90.0 && number(p, "divergence") > 0.0));
     assert!(fixture.read("bits.json").contains("of 3 by top-1 on data"));
+}
+
+/// A residual network without labels: plans are compared by their distance from the float network.
+#[test]
+fn the_best_plans_of_a_residual_network_are_scored_again() {
+    let fixture = Fixture::new();
+    fixture.ok("zoo resnet18 --image-size 32 --classes 10 -o []/net.onnx");
+    let values: Vec<u8> =
+        (0..8 * 3 * 32 * 32).flat_map(|i: u32| f32::to_le_bytes((i * 7919 % 251) as f32 / 251.0)).collect();
+    let images = Tensor::from_bytes(Elem::F32, vec![8, 3, 32, 32], &values).unwrap();
+    npy::write_npz(&fixture.at("images.npz"), &[("images", images.view())]).unwrap();
+    fixture.ok("calibrate []/net.onnx --data []/images.npz -o []/net.calib.json");
+    fixture.ok(
+        "sensitivity []/net.onnx --data []/images.npz --calib []/net.calib.json --metric output --samples 4 -o []/net.sens.json",
+    );
+    let answer = fixture.json(
+        "search []/net.onnx --json --sensitivity []/net.sens.json --max-size 0.7x --rescore 3 --data []/images.npz \
+         --calib []/net.calib.json -o []/bits.json",
+    );
+    let plans = answer["rescored"].as_array().unwrap();
+    assert_eq!(plans.len(), 3);
+    let divergence = |plan: &Value| plan["divergence"].as_f64().unwrap();
+    let chosen: Vec<&Value> = plans.iter().filter(|p| p["chosen"] == true).collect();
+    assert_eq!(chosen.len(), 1);
+    assert!(plans.iter().all(|p| divergence(p) > 0.0 && divergence(p) >= divergence(chosen[0])), "{plans:?}");
+    fixture.ok("compile []/net.onnx --calib []/net.calib.json --bits []/bits.json -o []/net.so");
 }
 
 #[test]
