@@ -45,6 +45,8 @@ codes! {
         SubI32 VEX_Vpsubd_ymm_ymm_ymmm256 EVEX_Vpsubd_zmm_k1z_zmm_zmmm512b32,
         MaxU8 VEX_Vpmaxub_ymm_ymm_ymmm256 EVEX_Vpmaxub_zmm_k1z_zmm_zmmm512,
         MaxI8 VEX_Vpmaxsb_ymm_ymm_ymmm256 EVEX_Vpmaxsb_zmm_k1z_zmm_zmmm512,
+        MinU8 VEX_Vpminub_ymm_ymm_ymmm256 EVEX_Vpminub_zmm_k1z_zmm_zmmm512,
+        MinI8 VEX_Vpminsb_ymm_ymm_ymmm256 EVEX_Vpminsb_zmm_k1z_zmm_zmmm512,
         MaxI16 VEX_Vpmaxsw_ymm_ymm_ymmm256 EVEX_Vpmaxsw_zmm_k1z_zmm_zmmm512,
         MaxI32 VEX_Vpmaxsd_ymm_ymm_ymmm256 EVEX_Vpmaxsd_zmm_k1z_zmm_zmmm512b32,
         MinI32 VEX_Vpminsd_ymm_ymm_ymmm256 EVEX_Vpminsd_zmm_k1z_zmm_zmmm512b32,
@@ -337,18 +339,31 @@ impl Asm {
         self.push(Code::VEX_Vmovdqu_xmmm128_xmm, [Operand::Mem(to), x]);
     }
 
-    /// Stores four vectors of i32 lanes of 512 bits, one behind the other, as bytes with saturation; `order` is
-    /// [`pack_orders`]' first. Overwrites all.
-    pub fn store_bytes_quad(&mut self, to: Mem, [a, b, c, d]: [V; 4], signed: bool, order: Mem) {
+    /// Stores two to four vectors of i32 lanes of 512 bits, one behind the other, as bytes with saturation, then within
+    /// `limits` in every byte; `order` is [`pack_orders`]' first. Overwrites all.
+    pub fn store_bytes_packed(&mut self, to: Mem, vectors: &[V], signed: bool, order: Mem, limits: [Option<Mem>; 2]) {
         let z = |v| Operand::Vec(v, View::Z);
+        let &[a, b, ref rest @ ..] = vectors else { return };
         self.push(Code::EVEX_Vpackssdw_zmm_k1z_zmm_zmmm512b32, [z(a), z(a), z(b)]);
-        self.push(Code::EVEX_Vpackssdw_zmm_k1z_zmm_zmmm512b32, [z(c), z(c), z(d)]);
-        let code =
-            if signed { Code::EVEX_Vpacksswb_zmm_k1z_zmm_zmmm512 } else { Code::EVEX_Vpackuswb_zmm_k1z_zmm_zmmm512 };
-        self.push(code, [z(a), z(a), z(c)]);
+        let upper = rest.first().map_or(a, |&c| {
+            let d = rest.get(1).copied().unwrap_or(c);
+            self.push(Code::EVEX_Vpackssdw_zmm_k1z_zmm_zmmm512b32, [z(c), z(c), z(d)]);
+            c
+        });
+        let (code, ops) = if signed {
+            (Code::EVEX_Vpacksswb_zmm_k1z_zmm_zmmm512, [Binary::MaxI8, Binary::MinI8])
+        } else {
+            (Code::EVEX_Vpackuswb_zmm_k1z_zmm_zmmm512, [Binary::MaxU8, Binary::MinU8])
+        };
+        self.push(code, [z(a), z(a), z(upper)]);
+        for (op, limit) in ops.into_iter().zip(limits) {
+            if let Some(limit) = limit {
+                self.binary(op, a, a, limit);
+            }
+        }
         self.load(b, order);
         self.push(Code::EVEX_Vpermd_zmm_k1z_zmm_zmmm512b32, [z(a), z(b), z(a)]);
-        self.store(to, a);
+        self.store_first(to, a, vectors.len() * self.isa.lanes());
     }
 
     /// Stores two vectors of i32 lanes of 512 bits, one behind the other, as i16 with saturation; `order` is

@@ -247,7 +247,7 @@ impl Depthwise {
             epilogue.hold(a, &mut pointers, Hold::Vector, free);
             let results = sums.iter().enumerate().map(|(pixel, &sum)| epilogue.emit(a, &pointers, pixel, &[sum])[0]);
             let results: Vec<V> = results.collect();
-            store_pixels(a, self.dst, (dst, self.geometry.channels), &results, literals);
+            store_pixels(a, self.dst, (dst, self.geometry.channels), &results, (epilogue, literals));
             a.add_int(src, self.isa.lanes() * PAIR_BYTES);
             a.add_int(weights, self.vector_bytes());
             a.add_int(start, bytes);
@@ -367,7 +367,13 @@ impl Depthwise {
 }
 
 /// Stores a vector of channels of each of consecutive pixels.
-fn store_pixels(a: &mut Asm, dst: Elem, (to, channels): (Gpr, usize), results: &[V], literals: Gpr) {
+fn store_pixels(
+    a: &mut Asm,
+    dst: Elem,
+    (to, channels): (Gpr, usize),
+    results: &[V],
+    (epilogue, literals): (&WideEpilogue, Gpr),
+) {
     let at = |pixel: usize| Mem::at(to, pixel * channels * dst.bytes());
     let mut pixel = 0;
     while pixel < results.len() {
@@ -375,7 +381,7 @@ fn store_pixels(a: &mut Asm, dst: Elem, (to, channels): (Gpr, usize), results: &
             a.store_bytes_apart([0, 1, 2, 3].map(|i| at(pixel + i)), [*p, *q, *r, *s], dst.is_signed());
             pixel += 4;
         } else {
-            store(a, dst, at(pixel), &results[pixel..=pixel], literals);
+            store(a, dst, at(pixel), &results[pixel..=pixel], (epilogue, literals));
             pixel += 1;
         }
     }

@@ -91,6 +91,9 @@ impl WideEpilogue {
         if results().enumerate().any(|(i, arg)| results().skip(i + 1).any(|other| other == arg)) {
             return Err(Unsupported::new("a step whose result is read twice in a wide kernel"));
         }
+        for limit in epilogue.byte_limits().into_iter().flatten() {
+            epilogue.limit_literal(limit);
+        }
         for operand in epilogue.operands() {
             let ty = &spec.operands()[operand];
             if ty.shape != spec.result().shape || ty.is_float() {
@@ -163,11 +166,13 @@ impl WideEpilogue {
     }
 
     fn clamp_literals(&mut self, lo: i64, hi: i64) {
-        limits(lo, hi).into_iter().flatten().for_each(|limit| {
-            if !self.literals[FIXED_LITERALS.len()..].contains(&limit) {
-                self.literals.push(limit);
-            }
-        });
+        limits(lo, hi).into_iter().flatten().for_each(|limit| self.limit_literal(limit));
+    }
+
+    fn limit_literal(&mut self, limit: i32) {
+        if !self.literals[FIXED_LITERALS.len()..].contains(&limit) {
+            self.literals.push(limit);
+        }
     }
 
     /// Where a constant lies.
@@ -189,7 +194,7 @@ impl WideEpilogue {
     /// [`Hold::Vector`] are those of the vector that the pointers are at.
     pub fn hold(&self, asm: &mut Asm, pointers: &mut Pointers, hold: Hold, free: usize) {
         let mut uses: Vec<(Constant, usize)> = Vec::new();
-        for constant in self.constants(hold) {
+        for constant in self.constants(asm.isa, hold) {
             match uses.iter_mut().find(|(known, _)| *known == constant) {
                 Some((_, count)) => *count += 1,
                 None => uses.push((constant, 1)),
@@ -211,7 +216,7 @@ impl WideEpilogue {
     }
 
     /// Every reading of a constant that may be held.
-    fn constants(&self, hold: Hold) -> Vec<Constant> {
+    fn constants(&self, isa: Isa, hold: Hold) -> Vec<Constant> {
         let mut all = Vec::new();
         let last = self.spec.steps().len() - 1;
         for (index, step) in self.spec.steps().iter().enumerate().skip(self.first) {
@@ -222,9 +227,11 @@ impl WideEpilogue {
                 }
                 let zeros = [-requant.op.src_zero, requant.op.dst_zero];
                 all.extend(zeros.into_iter().filter(|&zero| zero != 0).map(Constant::Literal));
-                all.extend(needed_limits(requant.limits, whole).into_iter().flatten().map(Constant::Literal));
+                let limits = needed_limits(requant.limits, whole).into_iter().flatten().map(Constant::Literal);
+                all.extend(limits.filter(|_| index < last || !self.packs(isa, 2)));
             } else if let Op::Clamp(clamp) = &step.op {
-                all.extend(needed_limits((clamp.lo, clamp.hi), whole).into_iter().flatten().map(Constant::Literal));
+                let limits = needed_limits((clamp.lo, clamp.hi), whole).into_iter().flatten().map(Constant::Literal);
+                all.extend(limits.filter(|_| index < last || !self.packs(isa, 2)));
             }
         }
         all
@@ -274,7 +281,9 @@ impl WideEpilogue {
     /// the registers with the results.
     pub fn emit(&self, asm: &mut Asm, pointers: &Pointers, pixel: usize, sums: &[V]) -> Vec<V> {
         let channels = self.spec.result().shape.last().copied().unwrap_or(1);
-        let vector = |(vector, &sum): (usize, &V)| self.vector(asm, pointers, pixel * channels, vector, Some(sum));
+        let packs = self.packs(asm.isa, sums.len());
+        let vector =
+            |(vector, &sum): (usize, &V)| self.vector(asm, pointers, pixel * channels, (vector, packs), Some(sum));
         sums.iter().enumerate().map(vector).collect()
     }
 
@@ -282,16 +291,48 @@ impl WideEpilogue {
     /// pixels behind them.
     pub fn emit_one(&self, asm: &mut Asm, pointers: &Pointers, pixel: usize, vector: usize, sum: V) -> V {
         let channels = self.spec.result().shape.last().copied().unwrap_or(1);
-        self.vector(asm, pointers, pixel * channels, vector, Some(sum))
+        self.vector(asm, pointers, pixel * channels, (vector, false), Some(sum))
     }
 
     /// Emits the steps, of which none waits for a sum, for the next `vectors` vectors.
     pub fn emit_values(&self, asm: &mut Asm, pointers: &Pointers, vectors: usize) -> Vec<V> {
-        (0..vectors).map(|vector| self.vector(asm, pointers, 0, vector, None)).collect()
+        let packs = self.packs(asm.isa, vectors);
+        (0..vectors).map(|vector| self.vector(asm, pointers, 0, (vector, packs), None)).collect()
     }
 
-    /// The last step's result for a vector of the pixel that begins at `element`.
-    fn vector(&self, asm: &mut Asm, pointers: &Pointers, element: usize, vector: usize, sum: Option<V>) -> V {
+    /// Whether that many vectors are packed to bytes before they are stored, and so limited as bytes.
+    pub fn packs(&self, isa: Isa, vectors: usize) -> bool {
+        isa == Isa::Avx512 && self.spec.result().elem.bytes() == 1 && vectors > 1
+    }
+
+    /// The last step's limits that packing to bytes does not enforce, in every byte.
+    pub fn byte_limits(&self) -> [Option<i32>; 2] {
+        let last = self.spec.steps().len() - 1;
+        let limits = match &self.spec.steps()[last].op {
+            Op::Requant(_) => self.requants.get(&last).map_or((i64::MIN, i64::MAX), |requant| requant.limits),
+            Op::Clamp(clamp) => (clamp.lo, clamp.hi),
+            _ => (i64::MIN, i64::MAX),
+        };
+        let elem = self.spec.result().elem;
+        let whole = elem.range().filter(|_| elem.bytes() == 1);
+        // Of the limits that there are, none is beyond the type.
+        let within =
+            |limit: i64| whole.filter(|_| limit != i64::MIN && limit != i64::MAX).map(|r| limit.clamp(r.lo, r.hi));
+        let limits = (within(limits.0).unwrap_or(i64::MIN), within(limits.1).unwrap_or(i64::MAX));
+        let [low, high] = needed_limits(limits, self.whole(true));
+        let low = low.filter(|&low| low != 0 || self.spec.result().elem.is_signed());
+        [low, high].map(|limit| limit.map(|limit| (limit as u8 as u32 * 0x0101_0101).cast_signed()))
+    }
+
+    /// The last step's result for a vector of the pixel that begins at `element`; without the last limits if it `packs`.
+    fn vector(
+        &self,
+        asm: &mut Asm,
+        pointers: &Pointers,
+        element: usize,
+        (vector, packs): (usize, bool),
+        sum: Option<V>,
+    ) -> V {
         let element = element + vector * asm.isa.lanes();
         let load = |asm: &mut Asm, operand: usize| {
             let elem = self.spec.operands()[operand].elem;
@@ -317,11 +358,15 @@ impl WideEpilogue {
                     let constant = |constant: Constant| self.constant(isa, pointers, constant, vector);
                     let part = |part: usize| constant(Constant::Part { table: requant.table, part });
                     let scaled = requant.emit(asm, value, part, |value| constant(Constant::Literal(value)));
-                    self.clamp(asm, pointers, scaled, requant.limits, whole);
+                    if !packs || index < last {
+                        self.clamp(asm, pointers, scaled, requant.limits, whole);
+                    }
                     results.push(scaled);
                 }
                 Op::Clamp(clamp) => {
-                    self.clamp(asm, pointers, value, (clamp.lo, clamp.hi), whole);
+                    if !packs || index < last {
+                        self.clamp(asm, pointers, value, (clamp.lo, clamp.hi), whole);
+                    }
                     results.push(value);
                 }
                 _ => {

@@ -180,7 +180,7 @@ impl Micro<'_> {
         self.epilogue.hold(asm, &mut pointers, Hold::Uniform, free);
         for (pixel, sums) in acc.chunks(nr).enumerate() {
             let results = self.epilogue.emit(asm, &pointers, pixel, sums);
-            store(asm, self.dst, Mem::at(dst, pixel * row_bytes), &results, literals);
+            store(asm, self.dst, Mem::at(dst, pixel * row_bytes), &results, (self.epilogue, literals));
         }
         std::mem::replace(asm, Asm::new(self.isa).0).finish()
     }
@@ -388,17 +388,17 @@ fn unpack_nibbles(asm: &mut Asm, packed: V, low: V, high: V, [mask, excess]: [V;
     asm.binary(Binary::SubI8, high, high, excess);
 }
 
-/// Stores vectors of i32 lanes, narrowed with saturation. `literals` are an epilogue's.
-pub fn store(asm: &mut Asm, dst: Elem, to: Mem, mut vectors: &[V], literals: Gpr) {
+/// Stores the results of an epilogue for one pixel, narrowed with saturation.
+pub fn store(asm: &mut Asm, dst: Elem, to: Mem, mut vectors: &[V], (epilogue, literals): (&WideEpilogue, Gpr)) {
     let lanes = asm.isa.lanes();
     let orders = pack_orders_at(asm.isa, literals);
+    if let (true, Some([order, _])) = (epilogue.packs(asm.isa, vectors.len()), orders) {
+        let limits = epilogue.byte_limits().map(|limit| limit.map(|limit| epilogue.at(asm.isa, literals, limit)));
+        return asm.store_bytes_packed(to, vectors, dst.is_signed(), order, limits);
+    }
     let mut to = to;
     while !vectors.is_empty() {
         let stored = match (dst.bytes(), vectors, orders) {
-            (1, &[a, b, c, d, ..], Some([order, _])) => {
-                asm.store_bytes_quad(to, [a, b, c, d], dst.is_signed(), order);
-                4
-            }
             (1, &[a, b, ..], _) => {
                 asm.store_bytes_pair(to, [a, b], dst.is_signed());
                 2

@@ -83,7 +83,7 @@ fn assemble(isa: Isa, epilogue: &WideEpilogue, dst: Elem, vectors: usize) -> Res
     epilogue.hold(a, &mut pointers, Hold::Uniform, free);
     let round = |a: &mut Asm, count: usize| {
         let results = epilogue.emit_values(a, &pointers, count);
-        store(a, dst, Mem::at(to, 0), &results, literals);
+        store(a, dst, Mem::at(to, 0), &results, (epilogue, literals));
         a.add_int(to, count * isa.lanes() * dst.bytes());
         epilogue.advance_by(a, &pointers, count);
     };

@@ -260,7 +260,13 @@ impl Pool {
             let sums: Vec<V> = (0..pixels).map(|pixel| self.fold_window(a, epilogue, literals, src, pixel)).collect();
             for (pixel, &sum) in sums.iter().enumerate() {
                 let results = epilogue.emit(a, &pointers, pixel, &[sum]);
-                store(a, self.dst, Mem::at(dst, pixel * self.channels * self.dst.bytes()), &results, literals);
+                store(
+                    a,
+                    self.dst,
+                    Mem::at(dst, pixel * self.channels * self.dst.bytes()),
+                    &results,
+                    (epilogue, literals),
+                );
             }
             a.add_int(src, lanes * self.folded_bytes());
             a.add_int(dst, lanes * self.dst.bytes());

@@ -235,7 +235,7 @@ impl Strassen {
                 }
                 let result = epilogue.emit_one(a, &pointers, pixel, part * self.positions.vectors(), value);
                 let element = pixel * channels + part * self.part_out();
-                store(a, self.dst, Mem::at(to, element * self.dst.bytes()), &[result], literals);
+                store(a, self.dst, Mem::at(to, element * self.dst.bytes()), &[result], (epilogue, literals));
             }
             a.add_int(from, self.isa.bytes());
             a.add_int(to, self.isa.lanes() * self.dst.bytes());

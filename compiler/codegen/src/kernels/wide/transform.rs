@@ -257,7 +257,13 @@ pub fn assemble_output(
                 }
                 let pixel = i * outputs.columns + j;
                 let results = epilogue.emit(a, &pointers, pixel, &[value]);
-                store(a, outputs.dst, Mem::at(to, pixel * outputs.channels * outputs.dst.bytes()), &results, literals);
+                store(
+                    a,
+                    outputs.dst,
+                    Mem::at(to, pixel * outputs.channels * outputs.dst.bytes()),
+                    &results,
+                    (epilogue, literals),
+                );
             }
         }
         a.add_int(from, isa.bytes());
