@@ -4,7 +4,6 @@
 //! Every schedule's answer is compared with the interpreter's before it is timed. The fastest are looked for first, then timed
 //! in interleaved rounds; a time is the median of the rounds' medians. Arguments: a part of the layers' names.
 
-use std::collections::BTreeMap;
 use std::error::Error;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -137,7 +136,7 @@ impl Layer {
 fn main() -> Outcome<()> {
     let filter = std::env::args().skip(1).find(|a| !a.starts_with('-')).unwrap_or_default();
     let target = Target::host()?;
-    let mut limits = BTreeMap::new();
+    let mut limits = limit::Limits::new(&target);
     println!("| layer | direct 8 bits | GMAC/s | of limit | 8 bits | over direct | 4 bits | over direct 8 bits |");
     println!("|---|---|---|---|---|---|---|---|");
     for shape in SHAPES.into_iter().filter(|shape| shape.to_string().contains(&filter)) {
@@ -156,12 +155,8 @@ fn main() -> Outcome<()> {
             }
         }
         let [direct, eight, four] = times.map(median);
-        let multiply =
-            limit::direct_products(contenders[0].schedule, &target).ok_or("a portable kernel was fastest")?;
-        let limit = match limits.get(multiply.name()) {
-            Some(&limit) => limit,
-            None => *limits.entry(multiply.name()).or_insert(limit::macs_per_second(&target, multiply)?),
-        };
+        let ns = (direct * 1e9) as u64;
+        let share = limits.share(contenders[0].schedule, shape.macs(), ns)?.ok_or("a portable kernel was fastest")?;
         let rate = shape.macs() as f64 / direct;
         let us = |seconds: f64| format!("{:.1} us", seconds * 1e6);
         println!(
@@ -169,7 +164,7 @@ fn main() -> Outcome<()> {
             us(direct),
             contenders[0].schedule,
             rate / 1e9,
-            100.0 * rate / limit,
+            100.0 * share,
             us(eight),
             contenders[1].schedule,
             direct / eight,
@@ -178,8 +173,8 @@ fn main() -> Outcome<()> {
             direct / four,
         );
     }
-    for (multiply, limit) in limits {
-        println!("limit of a core by `{multiply}`: {:.1} GMAC/s", limit / 1e9);
+    for (multiply, limit) in limits.measured() {
+        println!("limit of a core by `{}`: {:.1} GMAC/s", multiply.name(), limit / 1e9);
     }
     Ok(())
 }

@@ -24,9 +24,47 @@ const DURATION: Duration = Duration::from_millis(60);
 /// Registers that are no sums: two operands, ones, two products in flight.
 const OTHERS: usize = 5;
 
+/// The limits of a core of this machine, each measured when it is first asked for.
+pub struct Limits<'t> {
+    target: &'t Target,
+    /// Multiply-accumulates per second.
+    measured: Vec<(Multiply, f64)>,
+}
+
+impl<'t> Limits<'t> {
+    pub fn new(target: &'t Target) -> Limits<'t> {
+        Limits { target, measured: Vec::new() }
+    }
+
+    /// Those measured so far, multiply-accumulates per second.
+    pub fn measured(&self) -> &[(Multiply, f64)] {
+        &self.measured
+    }
+
+    /// What share of the limit of one core `macs` multiply-accumulates in `ns` nanoseconds are, by [`direct_products`];
+    /// `None` for schedules without.
+    ///
+    /// # Errors
+    /// As of [`macs_per_second`].
+    pub fn share(&mut self, schedule: Schedule, macs: u64, ns: u64) -> Result<Option<f64>, CodegenError> {
+        let Some(multiply) = direct_products(schedule, self.target).filter(|_| macs > 0 && ns > 0) else {
+            return Ok(None);
+        };
+        let limit = match self.measured.iter().find(|(known, _)| *known == multiply) {
+            Some(&(_, limit)) => limit,
+            None => {
+                let limit = macs_per_second(self.target, multiply)?;
+                self.measured.push((multiply, limit));
+                limit
+            }
+        };
+        Ok(Some(macs as f64 / (ns as f64 / 1e9) / limit))
+    }
+}
+
 /// How a schedule's convolution would be formed directly on `target`: what it is compared with. `None` for schedules
 /// that multiply nothing, or in portable code.
-pub fn direct_products(schedule: Schedule, target: &Target) -> Option<Multiply> {
+fn direct_products(schedule: Schedule, target: &Target) -> Option<Multiply> {
     let multiply = match schedule {
         Schedule::Wide(wide) => wide.multiply,
         Schedule::Winograd(winograd) => winograd.multiply,
@@ -44,7 +82,7 @@ fn widest(target: &Target) -> Option<WideMachine> {
 ///
 /// # Errors
 /// The target has no vectors of 256 bits or no such products, or this machine cannot run its code.
-pub fn macs_per_second(target: &Target, multiply: Multiply) -> Result<f64, CodegenError> {
+fn macs_per_second(target: &Target, multiply: Multiply) -> Result<f64, CodegenError> {
     let wide = widest(target).filter(|wide| multiply != Multiply::Dot || wide.dot);
     let Some(wide) = wide else {
         let name = target.name();

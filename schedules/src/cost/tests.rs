@@ -9,16 +9,27 @@ use crate::{Machine, Schedule};
 struct Source {
     data: &'static str,
     wide: WideMachine,
+    /// Bounds of mean regret and rank correlation. On the second machine most candidates are within a few per cent.
+    regret: f64,
+    correlation: f64,
+    /// Source, weights and height of convolutions where the default is not the faster algorithm, which are close.
+    differing: &'static [(Elem, Elem, usize)],
 }
 
 const SOURCES: [Source; 2] = [
     Source {
         data: include_str!("../../data/zen3_avx2.txt"),
         wide: WideMachine { lanes: 8, registers: 16, dot: false, evex: false },
+        regret: 0.035,
+        correlation: 0.8,
+        differing: &[(Elem::U8, Elem::I4, 14)],
     },
     Source {
         data: include_str!("../../data/zen4_avx512.txt"),
         wide: WideMachine { lanes: 16, registers: 32, dot: true, evex: true },
+        regret: 0.055,
+        correlation: 0.6,
+        differing: &[],
     },
 ];
 
@@ -124,10 +135,8 @@ fn least_squares(all: &[Measured], wide: WideMachine, used: [bool; TERMS]) -> [f
 fn prices_are_those_of_the_measurements() {
     for source in &SOURCES {
         let (fitted, prices) = (fit(&measured(source), source.wide), prices(source.wide));
-        let all = fitted;
-        for (price, fitted) in prices.iter().zip(fitted) {
-            assert!((price - fitted).abs() <= 5e-3 * fitted + 1e-4, "{prices:?} against {all:.4?}");
-        }
+        let agree = prices.iter().zip(fitted).all(|(price, fitted)| (price - fitted).abs() <= 5e-3 * fitted + 1e-4);
+        assert!(agree, "{prices:?} against {fitted:.4?}");
     }
 }
 
@@ -172,13 +181,12 @@ fn estimates_order_schedules() {
         let (regret, correlation) = (mean(&regrets), mean(&correlations));
         let (middle, error) = (median(&mut regrets), median(&mut errors));
         println!(
-            "{} convolutions, {} schedules: regret {regret:.4} (median {middle:.4}, worst {:.3}), rank correlation \
+            "{} convolutions, {} schedules: regret {regret:.4} (median {middle:.4}), rank correlation \
              {correlation:.3}, error {error:.3}",
             regrets.len(),
-            errors.len(),
-            regrets.last().unwrap()
+            errors.len()
         );
-        assert!(regret < 0.06 && correlation > 0.6 && error < 0.1);
+        assert!(regret < source.regret && correlation > source.correlation && error < 0.1);
     }
 }
 
@@ -187,6 +195,7 @@ fn estimates_order_schedules() {
 #[test]
 fn winograd_is_the_default_where_it_is_faster() {
     for source in &SOURCES {
+        let mut differing = Vec::new();
         for measured in measured(source) {
             let least = |winograd: bool| measured.least(|s| matches!(s, Schedule::Winograd(_)) == winograd);
             let (winograd, direct) = (least(true), least(false));
@@ -194,9 +203,12 @@ fn winograd_is_the_default_where_it_is_faster() {
                 let chosen = matches!(Schedule::default_for(&measured.spec, source.machine()), Schedule::Winograd(_));
                 let geometry = &measured.geometry;
                 let loss = if chosen { winograd / direct } else { direct / winograd } - 1.0;
-                println!("{} {} {}: {chosen} {:.3}", geometry.src, geometry.wei, geometry.image_rows, loss);
                 assert!(loss < 0.08, "{} {} {}: {loss}", geometry.src, geometry.wei, geometry.image_rows);
+                if chosen != (winograd < direct) {
+                    differing.push((geometry.src, geometry.wei, geometry.image_rows));
+                }
             }
         }
+        assert_eq!(differing, source.differing);
     }
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use hawqc_driver::{limit, target_of, write_file};
 use hawqc_runtime::{Entry, Manifest, Model, Session, Tensor, TensorMut, TensorRef};
-use hawqc_schedules::Schedule;
+use hawqc_schedules::{Multiply, Schedule};
 use serde::Serialize;
 
 use super::run::make_inputs;
@@ -74,21 +74,18 @@ struct CoreLimit {
 /// Fills in [`Step::of_limit`], and returns the limits, measured here and now.
 fn compare_with_limit(steps: &mut [Step], manifest: &Manifest, threads: usize) -> Result<Vec<CoreLimit>, Failure> {
     let target = target_of(manifest)?;
-    let mut limits: Vec<CoreLimit> = Vec::new();
-    for step in steps.iter_mut().filter(|s| s.macs > 0 && s.median_ns > 0) {
-        let schedule = step.kernel.split_once(' ').and_then(|(_, schedule)| schedule.parse::<Schedule>().ok());
-        let Some(multiply) = schedule.and_then(|schedule| limit::direct_products(schedule, &target)) else {
+    let mut limits = limit::Limits::new(&target);
+    for step in steps {
+        let Some(schedule) = step.kernel.split_once(' ').and_then(|(_, schedule)| schedule.parse::<Schedule>().ok())
+        else {
             continue;
         };
-        let name = multiply.name();
-        if limits.iter().all(|l| l.multiply != name) {
-            let macs_per_second = limit::macs_per_second(&target, multiply).map_err(hawqc_driver::Error::from)?;
-            limits.push(CoreLimit { multiply: name, macs_per_second });
-        }
-        let limit = limits.iter().find(|l| l.multiply == name).map(|l| l.macs_per_second * threads as f64);
-        step.of_limit = limit.map(|limit| step.macs as f64 / (step.median_ns as f64 / 1e9) / limit);
+        let of_one = limits.share(schedule, step.macs, step.median_ns).map_err(hawqc_driver::Error::from)?;
+        step.of_limit = of_one.map(|share| share / threads as f64);
     }
-    Ok(limits)
+    let limit =
+        |&(multiply, macs_per_second): &(Multiply, f64)| CoreLimit { multiply: multiply.name(), macs_per_second };
+    Ok(limits.measured().iter().map(limit).collect())
 }
 
 /// The steps as complete events of the Trace Event Format, in microseconds.

@@ -130,18 +130,11 @@ fn measured(log: &Log, target: &str, workloads: &[String]) -> Vec<Measured> {
 
 /// Fills in [`Measured::of_limit`] where this machine can tell the limit.
 fn compare_with_limit(measured: &mut [Measured], macs: u64, target: &Target) -> Result<(), Failure> {
-    let mut limits = BTreeMap::new();
+    let mut limits = limit::Limits::new(target);
     for row in measured.iter_mut().filter(|_| target.runs_here()) {
-        let schedule = row.schedule.parse::<Schedule>().ok();
-        let multiply = schedule.and_then(|schedule| limit::direct_products(schedule, target));
-        let (Some(multiply), Some(ns)) = (multiply, row.median_ns.filter(|&ns| ns > 0)) else {
-            continue;
-        };
-        if !limits.contains_key(multiply.name()) {
-            let rate = limit::macs_per_second(target, multiply).map_err(hawqc_driver::Error::from)?;
-            limits.insert(multiply.name(), rate);
+        if let (Ok(schedule), Some(ns)) = (row.schedule.parse::<Schedule>(), row.median_ns) {
+            row.of_limit = limits.share(schedule, macs, ns).map_err(hawqc_driver::Error::from)?;
         }
-        row.of_limit = limits.get(multiply.name()).map(|limit| macs as f64 / (ns as f64 / 1e9) / limit);
     }
     Ok(())
 }

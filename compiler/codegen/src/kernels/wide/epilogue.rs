@@ -321,7 +321,7 @@ impl WideEpilogue {
         let limits = (within(limits.0).unwrap_or(i64::MIN), within(limits.1).unwrap_or(i64::MAX));
         let [low, high] = needed_limits(limits, self.whole(true));
         let low = low.filter(|&low| low != 0 || self.spec.result().elem.is_signed());
-        [low, high].map(|limit| limit.map(|limit| (limit as u8 as u32 * 0x0101_0101).cast_signed()))
+        [low, high].map(|limit| limit.map(|limit| splat_byte(limit.into())))
     }
 
     /// The last step's result for a vector of the pixel that begins at `element`; without the last limits if it `packs`.
@@ -407,6 +407,11 @@ fn orders(isa: Isa) -> usize {
 pub fn pack_orders_at(isa: Isa, literals: Gpr) -> Option<[Mem; 2]> {
     let first = FIXED_LITERALS.len();
     (isa == Isa::Avx512).then(|| [first, first + 1].map(|vector| Mem::at(literals, vector * isa.bytes())))
+}
+
+/// A byte, modulo 256, in every byte of a lane.
+pub fn splat_byte(value: i64) -> i32 {
+    (value as u8 as u32 * 0x0101_0101).cast_signed()
 }
 
 /// The limits that an `i32` may exceed.

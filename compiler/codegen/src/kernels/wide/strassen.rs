@@ -1,8 +1,9 @@
 //! 1x1 convolution by Strassen's algorithm in lanes of 8 bits.
 //!
 //! A unit of work adds up the inputs of its tiles to `[position][tile][C / parts]`, and then for every channel block
-//! multiplies each position's inputs with its weights ([`Positions`]) and combines the sums `[position][tile][block]` to outputs with the epilogue. A tile is as many consecutive pixels as there are parts; behind
-//! the last pixel it repeats it, and such outputs are not stored.
+//! multiplies each position's inputs with its weights ([`Positions`]) and combines the sums `[position][tile][block]` to
+//! outputs with the epilogue. A tile is as many consecutive pixels as there are parts; behind the last pixel it repeats it,
+//! and such outputs are not stored.
 //!
 //! That operands fit their lanes is proved from the layer's weights and inputs when it is compiled
 //! ([`hawqc_schedules::strassen`]); a layer whose do not is refused, and another schedule serves.
@@ -12,7 +13,7 @@ use hawqc_ir::{Elem, KernelSpec, Tensor};
 use hawqc_schedules::strassen::{INPUTS, Levels, OUTPUTS, Sum, prove};
 use hawqc_schedules::{ConvGeometry, Machine, Multiply, StrassenSchedule};
 
-use super::epilogue::{Hold, WideEpilogue};
+use super::epilogue::{Hold, WideEpilogue, splat_byte};
 use super::micro::store;
 use super::positions::{Buffers, FIRST_EPILOGUE_TABLE, LITERALS, Positions};
 use super::window::Window;
@@ -62,7 +63,7 @@ pub fn lower(
     let operands = prove(levels, &weights.ints()?, shape, spec.operands()[src].int_range()?, bias.as_deref());
     let operands = operands.map_err(Unsupported::new)?;
     let (mut epilogue, requant_tables) = WideEpilogue::new(spec, constants, isa)?;
-    operands.offsets.iter().for_each(|&offset| epilogue.literal(splat(offset)));
+    operands.offsets.iter().for_each(|&offset| epilogue.literal(splat_byte(offset)));
     let parts = levels.parts();
     let part = [geometry.group_in / parts, geometry.group_out / parts];
     let tiles = geometry.pixels().div_ceil(parts);
@@ -112,11 +113,6 @@ pub fn lower(
         leaves,
         body: Box::new(strassen),
     })
-}
-
-/// A byte in every lane.
-fn splat(value: i64) -> i32 {
-    (value as u8 as u32 * 0x0101_0101).cast_signed()
 }
 
 impl Strassen {
@@ -179,7 +175,7 @@ impl Strassen {
                 let offset = self.offsets[position];
                 if offset != 0 {
                     stored = if owned { value } else { a.vec() };
-                    a.binary(Binary::AddI8, stored, value, epilogue.at(a.isa, literals, splat(offset)));
+                    a.binary(Binary::AddI8, stored, value, epilogue.at(a.isa, literals, splat_byte(offset)));
                 }
                 a.store(Mem::at(to, position * self.positions.inputs_bytes), stored);
                 position += 1;

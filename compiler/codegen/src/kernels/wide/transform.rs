@@ -8,7 +8,7 @@
 use hawqc_ir::Elem;
 use hawqc_schedules::winograd::{Lane, Op, Program, Winograd2d};
 
-use super::epilogue::{Hold, WideEpilogue};
+use super::epilogue::{Hold, WideEpilogue, splat_byte};
 use super::micro::store;
 use crate::asm::{Asm, AsmError, Binary, Gpr, Isa, Mem, Shift, V};
 
@@ -39,7 +39,7 @@ impl From<Lane> for Lanes {
 /// A constant in every lane, as 32 bits; wrapping is the lanes' own.
 fn splat(lanes: Lanes, value: i64) -> i32 {
     match lanes {
-        Lanes::I8 => (value as u8 as u32 * 0x0101_0101) as i32,
+        Lanes::I8 => splat_byte(value),
         Lanes::I16 => (value as u16 as u32 * 0x0001_0001) as i32,
         Lanes::I32 => value as i32,
     }
