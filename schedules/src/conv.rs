@@ -69,7 +69,7 @@ const PIXEL_BLOCK_BYTES: usize = 24 << 10;
 const UNIT_MACS: usize = 100_000;
 
 impl ConvGeometry {
-    /// The geometry of a spec whose first step is a dense convolution; `None` for every other,
+    /// The geometry of a spec whose first step is a convolution; `None` for every other,
     /// depthwise convolutions (one input and one output channel per group) included.
     pub fn of(spec: &KernelSpec) -> Option<ConvGeometry> {
         let step = spec.steps().first()?;
@@ -118,6 +118,11 @@ pub(crate) fn plain_rounding(spec: &KernelSpec) -> bool {
 }
 
 impl ConvGeometry {
+    /// Output channels of all groups.
+    pub fn channels_out(&self) -> usize {
+        self.channels * self.groups
+    }
+
     /// Vector registers that hold inputs and weights while a tile of `mr` pixels is computed.
     fn other_registers(&self, mr: usize, machine: Machine) -> usize {
         let per_step = if machine.quad_dot && !self.wide { 1 } else { 2 };

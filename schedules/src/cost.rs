@@ -63,7 +63,9 @@ struct Products {
     multiply: Multiply,
     mr: usize,
     nr: usize,
-    channels: usize,
+    /// Vectors of channels, and how many side by side have the same inputs.
+    vectors: usize,
+    section: usize,
     /// Products of an output.
     depth: usize,
 }
@@ -71,9 +73,7 @@ struct Products {
 impl Products {
     /// [`PRODUCT`], [`SOURCE`], [`TILE`], [`CROWD`] and [`WEIGHT`] for a run of pixels that no tile reaches beyond.
     fn counts(&self, pixels: usize, wide: WideMachine) -> [usize; 5] {
-        whole_and_rest(pixels, self.mr, |mr| {
-            whole_and_rest(self.channels.div_ceil(wide.lanes), self.nr, |nr| self.tile(mr, nr, wide))
-        })
+        whole_and_rest(pixels, self.mr, |mr| whole_and_rest(self.vectors, self.nr, |nr| self.tile(mr, nr, wide)))
     }
 
     fn tile(&self, mr: usize, nr: usize, wide: WideMachine) -> [usize; 5] {
@@ -89,7 +89,7 @@ impl Products {
         let weights = if held { nr } else { mr * nr };
         let far = steps * nr * 4 * wide.lanes > FIRST_CACHE;
         let step = (mr * nr * per_product).max(LATENCY).max(if far { FAR * nr } else { 0 });
-        [step * steps, mr * steps, 1, (mr * nr).pow(2), weights * steps]
+        [step * steps, mr * steps * nr.div_ceil(self.section), 1, (mr * nr).pow(2), weights * steps]
     }
 }
 
@@ -114,18 +114,21 @@ impl WideSchedule {
 
     fn counts(&self, geometry: &ConvGeometry, wide: WideMachine) -> [f64; TERMS] {
         let WideSchedule { multiply, mr, nr, .. } = *self;
-        let products = Products { multiply, mr, nr, channels: geometry.channels, depth: geometry.depth };
+        let channels = geometry.channels_out();
+        let sections = geometry.sections(wide.lanes, multiply);
+        let vectors = channels.div_ceil(wide.lanes);
+        let products = Products { multiply, mr, nr, vectors, section: sections.vectors, depth: sections.depth };
         let rows = geometry.pixels / geometry.row_pixels;
         let tiles = whole_and_rest(rows, self.rows, |rows| products.counts(rows * geometry.row_pixels, wide));
         let mut counts = [0.0; TERMS];
         [counts[PRODUCT], counts[SOURCE], counts[TILE], counts[CROWD], counts[WEIGHT]] =
             tiles.map(|count| count as f64);
-        counts[PREPARED] = (rows.div_ceil(self.rows) * geometry.channels * geometry.depth) as f64;
-        counts[OUTPUT] = (geometry.pixels * geometry.channels) as f64;
+        counts[PREPARED] = (rows.div_ceil(self.rows) * channels * sections.depth) as f64;
+        counts[OUTPUT] = (geometry.pixels * channels) as f64;
         let is_operand = geometry.src_bytes == multiply.operand_bytes() && unsigned_offset(geometry.src) == 0;
         if !is_operand || geometry.kernel != [1, 1] {
             // Every group of channels copies again, every unit some rows that others copy too.
-            let groups = geometry.channels.div_ceil(wide.lanes * nr).div_ceil(self.blocks);
+            let groups = vectors.div_ceil(nr).div_ceil(self.blocks);
             let shared = rows.div_ceil(self.rows) * (geometry.kernel[0] - 1) / geometry.stride[0];
             counts[COPIED] = (groups * (rows + shared) * geometry.row_values) as f64;
         }
@@ -153,7 +156,8 @@ impl WinogradSchedule {
         let positions = self.positions(geometry);
         let images = geometry.pixels / (geometry.image_rows * geometry.row_pixels);
         let [down, across] = [geometry.image_rows.div_ceil(h), geometry.row_pixels.div_ceil(w)];
-        let products = Products { multiply, mr, nr, channels: geometry.channels, depth: geometry.group_in };
+        let vectors = geometry.channels.div_ceil(wide.lanes);
+        let products = Products { multiply, mr, nr, vectors, section: vectors, depth: geometry.group_in };
         let of_image = whole_and_rest(down, self.rows, |rows| products.counts(rows * across, wide));
         let tiles = images * down * across * positions;
         // Every group of channels transforms its inputs again.
@@ -165,7 +169,7 @@ impl WinogradSchedule {
         counts[OUTPUT] = (geometry.pixels * geometry.channels) as f64;
         let input_lanes = 4 * wide.lanes / multiply.operand_bytes();
         counts[INPUT] = (groups * tiles * geometry.group_in.div_ceil(input_lanes)) as f64;
-        counts[SUM] = (tiles * geometry.channels.div_ceil(wide.lanes)) as f64;
+        counts[SUM] = (tiles * vectors) as f64;
         counts[WEIGHT_BYTE] = (units * self.weight_bytes(geometry)) as f64;
         counts
     }

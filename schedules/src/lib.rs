@@ -10,6 +10,7 @@ mod conv;
 mod cost;
 mod depthwise;
 pub mod latency;
+mod sections;
 pub mod strassen;
 mod strassen_schedule;
 pub mod tuning;
@@ -26,6 +27,7 @@ use thiserror::Error;
 
 pub use conv::{ConvGeometry, ConvSchedule};
 pub use depthwise::{DepthwiseGeometry, DepthwiseSchedule};
+pub use sections::{Sections, Spread};
 pub use strassen_schedule::StrassenSchedule;
 pub use wide::{Multiply, WideSchedule, unsigned_offset};
 pub use winograd_schedule::WinogradSchedule;

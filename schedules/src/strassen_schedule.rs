@@ -43,14 +43,14 @@ impl StrassenSchedule {
     /// network as two, whose weights take more memory.
     pub(crate) fn default_for(geometry: &ConvGeometry, machine: Machine) -> Option<StrassenSchedule> {
         let is_large = geometry.group_in >= WORTH_CHANNELS.max(geometry.channels) && geometry.pixels >= WORTH_PIXELS;
-        let was_measured = geometry.wide_machine(machine)?.registers >= COMBINING_REGISTERS;
+        let was_measured = geometry.dense_machine(machine)?.registers >= COMBINING_REGISTERS;
         let first = StrassenSchedule::candidates(geometry, machine).into_iter().next()?;
         (is_large && was_measured && first.levels == 1).then_some(first)
     }
 
     pub(crate) fn candidates(geometry: &ConvGeometry, machine: Machine) -> Vec<StrassenSchedule> {
         let mut all = Vec::new();
-        let Some(wide) = geometry.wide_machine(machine) else {
+        let Some(wide) = geometry.dense_machine(machine) else {
             return all;
         };
         for levels in 1..=MAX_LEVELS {
@@ -90,7 +90,7 @@ impl StrassenSchedule {
 
     /// Whether the schedule may be asked for; the proof that it gives every bit needs the weights.
     pub(crate) fn legal(self, geometry: &ConvGeometry, machine: Machine) -> Result<(), String> {
-        let wide = geometry.wide_machine(machine).ok_or_else(|| geometry.not_wide(machine))?;
+        let wide = geometry.dense_machine(machine).ok_or_else(|| geometry.not_wide(machine))?;
         self.algorithm_legal(geometry, wide)?;
         let StrassenSchedule { mr, nr, tiles, blocks, .. } = self;
         if !(1..=MAX_MR).contains(&mr) || !(1..=MAX_NR).contains(&nr) {

@@ -115,18 +115,19 @@ impl WideSchedule {
     /// The blocking that suits a tile.
     fn with_tile(geometry: &ConvGeometry, lanes: usize, multiply: Multiply, mr: usize, nr: usize) -> WideSchedule {
         let rows_all = geometry.pixels / geometry.row_pixels;
-        let blocks_all = geometry.channels.div_ceil(lanes * nr);
+        let blocks_all = geometry.channels_out().div_ceil(lanes * nr);
         let row_bytes = (geometry.row_values * multiply.operand_bytes()).max(1);
         let mut rows = (REGION_BYTES / row_bytes).clamp(1, geometry.image_rows);
         // Equal units.
         rows = geometry.image_rows.div_ceil(geometry.image_rows.div_ceil(rows));
-        let macs = geometry.pixels * geometry.channels * geometry.depth;
+        let macs = geometry.pixels * geometry.channels_out() * geometry.depth;
         // Enough units to share, few enough that a unit is worth handing over.
         let wanted = (macs / UNIT_MACS).clamp(1, 8);
         let row_units = rows_all.div_ceil(rows);
         let mut blocks = blocks_all;
-        let is_large = geometry.row_pixels * geometry.image_rows >= LARGE_IMAGE;
-        if row_units < wanted && (is_large || blocks_all == 1) {
+        // Of few products to a source value, units of all channels too, so that none is brought into form twice.
+        let by_rows = geometry.row_pixels * geometry.image_rows >= LARGE_IMAGE || geometry.groups > 1;
+        if row_units < wanted && (by_rows || blocks_all == 1) {
             rows = rows_all.div_ceil(wanted).clamp(1, rows);
         } else if row_units < wanted {
             blocks = blocks_all.div_ceil(wanted.div_ceil(row_units)).max(1);
@@ -173,6 +174,11 @@ impl WideSchedule {
             return Err(format!("an image has {} rows", geometry.image_rows));
         }
         geometry.multiply_legal(multiply, wide)?;
+        let section = geometry.sections(wide.lanes, multiply).vectors;
+        let is_one = section * wide.lanes == geometry.channels_out();
+        if !is_one && !nr.is_multiple_of(section) && !section.is_multiple_of(nr) {
+            return Err(format!("groups of {section} vectors are neither parts nor multiples of {nr} vectors"));
+        }
         let needed = registers(multiply, mr, nr);
         if needed > wide.registers {
             return Err(format!("a tile of {mr} x {nr} needs {needed} registers, there are {}", wide.registers));
@@ -193,17 +199,26 @@ pub(crate) fn registers(multiply: Multiply, mr: usize, nr: usize) -> usize {
 impl ConvGeometry {
     /// The vectors that a wide kernel of this convolution would use.
     pub fn wide_machine(&self, machine: Machine) -> Option<WideMachine> {
-        let fits = self.groups == 1 && self.wei != Elem::I16 && self.plain_rounding;
-        machine.wide_for(self.channels).filter(|_| fits)
+        let fits = self.wei != Elem::I16 && self.plain_rounding;
+        let multiply = if self.src == Elem::I16 { Multiply::I16 } else { Multiply::Dot };
+        let filled = |wide: &WideMachine| fits && self.channels_out().is_multiple_of(wide.lanes);
+        // Narrower vectors may need fewer zeros.
+        machine.wide.into_iter().flatten().filter(filled).min_by_key(|wide| self.sections(wide.lanes, multiply).depth)
+    }
+
+    /// The same, of convolutions of one group.
+    pub fn dense_machine(&self, machine: Machine) -> Option<WideMachine> {
+        self.wide_machine(machine).filter(|_| self.groups == 1)
     }
 
     pub(crate) fn not_wide(&self, machine: Machine) -> String {
         match machine.wide {
             [None, None] => "the target has no vectors of 256 bits".to_owned(),
             _ => format!(
-                "a wide kernel takes ungrouped convolutions with weights of up to 8 bits, output channels in eights and \
-                 plain roundings, not {} channels in {} groups",
-                self.channels, self.groups
+                "a wide kernel takes convolutions with weights of up to 8 bits, output channels in eights and plain \
+                 roundings, and some only of one group, not {} channels in {} groups",
+                self.channels_out(),
+                self.groups
             ),
         }
     }
@@ -239,7 +254,7 @@ pub(crate) fn tiles(geometry: &ConvGeometry, machine: Machine) -> Vec<WideSchedu
     let Some(wide) = geometry.wide_machine(machine) else {
         return all;
     };
-    let vectors = geometry.channels / wide.lanes;
+    let vectors = geometry.channels_out() / wide.lanes;
     for multiply in Multiply::ALL {
         for nr in 1..=MAX_NR.min(vectors) {
             for mr in 1..=MAX_MR.min(geometry.pixels) {

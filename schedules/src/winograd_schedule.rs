@@ -61,7 +61,7 @@ impl WinogradSchedule {
         machine: Machine,
         direct: &WideSchedule,
     ) -> Vec<WinogradSchedule> {
-        let Some(wide) = geometry.wide_machine(machine) else {
+        let Some(wide) = geometry.dense_machine(machine) else {
             return Vec::new();
         };
         let limit = direct.estimated_ns(geometry, wide);
@@ -87,7 +87,7 @@ impl WinogradSchedule {
 
     pub(crate) fn candidates(geometry: &ConvGeometry, machine: Machine) -> Vec<WinogradSchedule> {
         let mut all = Vec::new();
-        let Some(wide) = geometry.wide_machine(machine) else {
+        let Some(wide) = geometry.dense_machine(machine) else {
             return all;
         };
         let [height, width] = [geometry.image_rows, geometry.row_pixels];
@@ -123,7 +123,7 @@ impl WinogradSchedule {
 
     /// Whether the schedule may be asked for; the proof that it gives every bit needs the weights.
     pub(crate) fn legal(self, geometry: &ConvGeometry, machine: Machine) -> Result<(), String> {
-        let wide = geometry.wide_machine(machine).ok_or_else(|| geometry.not_wide(machine))?;
+        let wide = geometry.dense_machine(machine).ok_or_else(|| geometry.not_wide(machine))?;
         self.algorithm_legal(geometry, wide)?;
         self.blocking_legal(geometry, wide)
     }

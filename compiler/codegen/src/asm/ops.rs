@@ -197,6 +197,32 @@ impl Asm {
         self.push(code, operands);
     }
 
+    /// The `dwords` dwords at `from`, 1, 2, 4, 8 or 16, again and again; a vector's worth at most.
+    pub fn broadcast(&mut self, dst: V, from: Mem, dwords: usize) {
+        let code = match (self.isa, dwords) {
+            (_, 1) => return self.broadcast_i32(dst, from),
+            (Isa::Avx2 | Isa::Avx512Vl, 2) => Code::VEX_Vpbroadcastq_ymm_xmmm64,
+            (Isa::Avx2 | Isa::Avx512Vl, 4) => Code::VEX_Vbroadcasti128_ymm_m128,
+            (Isa::Avx512, 2) => Code::EVEX_Vpbroadcastq_zmm_k1z_xmmm64,
+            (Isa::Avx512, 4) => Code::EVEX_Vbroadcasti32x4_zmm_k1z_m128,
+            (Isa::Avx512, 8) => Code::EVEX_Vbroadcasti64x4_zmm_k1z_m256,
+            _ => return self.load(dst, from),
+        };
+        let operands = [self.reg(dst), Operand::Mem(from)];
+        self.push(code, operands);
+    }
+
+    /// Exchanges lanes `i` and `i ^ distance`; `distance` is at most 3.
+    pub fn exchange(&mut self, value: V, distance: usize) {
+        let code = match self.isa {
+            Isa::Avx2 | Isa::Avx512Vl => Code::VEX_Vpshufd_ymm_ymmm256_imm8,
+            Isa::Avx512 => Code::EVEX_Vpshufd_zmm_k1z_zmmm512b32_imm8,
+        };
+        let order = (0..4).map(|lane| (lane ^ distance) << (2 * lane)).sum::<usize>();
+        let operands = [self.reg(value), self.reg(value), Operand::Imm(OpKind::Immediate8, order as i32)];
+        self.push(code, operands);
+    }
+
     /// The high halves of 64-bit lanes: those of `even` in even i32 lanes, those of `odd` in odd ones; after
     /// [`Asm::set_even_mask`]. Overwrites both; returns the one with the result.
     pub fn high_halves(&mut self, even: V, odd: V) -> V {

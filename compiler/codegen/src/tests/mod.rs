@@ -4,6 +4,7 @@ mod assembly;
 mod border;
 pub(crate) mod conv;
 mod depthwise;
+mod grouped;
 pub(crate) mod harness;
 mod model;
 mod movement;

@@ -6,11 +6,11 @@
 //! bytes (a row of taps), an offset for each run; weights as `[run][step][vector]`.
 //!
 //! A *step* is four bytes of every pixel, repeated in all lanes and multiplied with one vector of weights for
-//! each vector of output channels. `Sum16` adds the 16-bit pairs of a window of steps before widening; its 32-bit
+//! each vector of output channels; vectors of other groups have other inputs ([`Inputs`]). `Sum16` adds the 16-bit pairs of a window of steps before widening; its 32-bit
 //! sums wait in the frame.
 
 use hawqc_ir::Elem;
-use hawqc_schedules::Multiply;
+use hawqc_schedules::{Multiply, Spread};
 
 use super::epilogue::{Hold, WideEpilogue, pack_orders_at};
 use super::window::Window;
@@ -46,6 +46,23 @@ pub enum Load {
     Nibbles,
 }
 
+/// Which inputs the vectors of a tile are multiplied with.
+#[derive(Clone, Copy)]
+pub struct Inputs {
+    /// Vectors side by side with the same inputs.
+    pub section: usize,
+    /// Bytes from these inputs to those of the next section.
+    pub section_bytes: usize,
+    /// How the lanes of a section of one vector are given inputs, and where among the literals the order lies that
+    /// brings its sums into the order of channels. A run's steps are then the spread's.
+    pub spread: Option<(Spread, usize)>,
+}
+
+impl Inputs {
+    /// All vectors have the same.
+    pub const SHARED: Inputs = Inputs { section: usize::MAX, section_bytes: 0, spread: None };
+}
+
 /// What inner kernels of one convolution have in common.
 pub struct Micro<'a> {
     pub isa: Isa,
@@ -56,6 +73,7 @@ pub struct Micro<'a> {
     /// Steps of a run.
     pub steps: usize,
     pub load: Load,
+    pub inputs: Inputs,
     pub window: Window,
     /// Tiles that read the same weights, one after the other.
     pub readers: usize,
@@ -170,6 +188,11 @@ impl Micro<'_> {
         });
         if self.multiply == Multiply::Sum16 {
             self.last_widening(asm, table, &tile, literals, &slots);
+        }
+        if let Some((_, order)) = self.inputs.spread {
+            let order = Mem::at(asm.argument(table, Word::Literals as usize), order);
+            asm.load(tile.input, order);
+            tile.acc.iter().for_each(|&acc| asm.binary(Binary::Permute, acc, tile.input, acc));
         }
         let acc = std::mem::take(&mut tile.acc);
         let literals = asm.argument(table, Word::Literals as usize);
@@ -288,19 +311,20 @@ impl Micro<'_> {
     fn step(&self, asm: &mut Asm, tile: &Tile, step: usize) {
         let at = step * self.step_bytes(tile.nr);
         self.load_weights(asm, tile, at);
-        for p in 0..tile.mr {
-            asm.broadcast_i32(tile.input, Mem::indexed(tile.pixels[p], tile.offset, 4 * step));
+        let section = self.inputs.section.min(tile.nr);
+        for (p, first) in (0..tile.mr).flat_map(|p| (0..tile.nr).step_by(section).map(move |first| (p, first))) {
+            self.load_input(asm, tile, p, first / section, step);
             let acc = &tile.acc[p * tile.nr..][..tile.nr];
             // Products first, then sums: an order that leaves no unit waiting.
             let in_flight = tile.products.len();
-            let mut next = 0;
-            while next < tile.nr {
+            let (mut next, end) = (first, first + section);
+            while next < end {
                 let first = next;
                 // The input is needed until the last product, which takes its place.
-                next = if in_flight == 0 || tile.nr - first <= in_flight + 1 { tile.nr } else { first + in_flight };
+                next = if in_flight == 0 || end - first <= in_flight + 1 { end } else { first + in_flight };
                 let group = first..next;
                 let product = |v: usize| match tile.products.get(v - first) {
-                    Some(&p) if v + 1 < tile.nr => p,
+                    Some(&p) if v + 1 < end => p,
                     _ => tile.input,
                 };
                 for v in group.clone() {
@@ -328,6 +352,19 @@ impl Micro<'_> {
                 };
                 group.for_each(|v| asm.binary(sum, acc[v], acc[v], product(v)));
             }
+        }
+    }
+
+    /// The inputs of a step of a pixel, for the vectors of a section.
+    fn load_input(&self, asm: &mut Asm, tile: &Tile, pixel: usize, section: usize, step: usize) {
+        let at =
+            |disp: usize| Mem::indexed(tile.pixels[pixel], tile.offset, section * self.inputs.section_bytes + disp);
+        let Some((Spread { dwords, steps }, _)) = self.inputs.spread else {
+            return asm.broadcast_i32(tile.input, at(4 * step));
+        };
+        asm.broadcast(tile.input, at(0), dwords);
+        if !step.is_multiple_of(steps) {
+            asm.exchange(tile.input, step % steps);
         }
     }
 

@@ -1,10 +1,11 @@
-//! Dense convolution with inner kernels assembled for vectors of 256 or 512 bits.
+//! Convolution with inner kernels assembled for vectors of 256 or 512 bits.
 //!
 //! The loop nest is Cranelift's: a unit of work prepares its source rows ([`source`]), then for every channel block
 //! turns the packed weights into operands, if they are not, and runs the tiles of the block ([`micro`]), those
 //! beyond the last whole one with an inner kernel of fewer pixels.
 //!
-//! Weights are packed at compile time as `[channel block][run][step][vector][lane][4 bytes]`.
+//! Weights are packed at compile time as `[channel block][run][step][vector][lane][4 bytes]`. The vectors of a block lie in
+//! one section of a grouped convolution's channels, or are those of several ([`Sections`]).
 
 pub mod depthwise;
 mod epilogue;
@@ -20,9 +21,11 @@ mod transform;
 mod window;
 pub mod winograd;
 
+use std::borrow::Cow;
+
 use cranelift_codegen::ir::{FuncRef, InstBuilder, StackSlotData, StackSlotKind, Value, types};
 use hawqc_ir::{Elem, KernelSpec, Range, Tensor};
-use hawqc_schedules::{ConvGeometry, Machine, Multiply, WideSchedule, unsigned_offset};
+use hawqc_schedules::{ConvGeometry, Machine, Multiply, Sections, WideSchedule, unsigned_offset};
 
 use super::conv::Geometry;
 use super::emit::Code;
@@ -30,7 +33,7 @@ use super::{Body, Frame, Leaf, Lowered, Table};
 use crate::asm::{AsmError, Isa};
 use crate::error::Unsupported;
 use epilogue::WideEpilogue;
-use micro::{Ahead, FIXED_WORDS, Load, Micro, Word, assemble_expand};
+use micro::{Ahead, FIXED_WORDS, Inputs, Load, Micro, Word, assemble_expand};
 use source::Source;
 use window::Window;
 
@@ -52,6 +55,7 @@ struct Wide {
     geometry: Geometry,
     isa: Isa,
     schedule: WideSchedule,
+    sections: Sections,
     source: Source,
     dst: Elem,
     /// Vectors of weights of a channel block's vector: runs times steps.
@@ -73,7 +77,8 @@ pub(super) fn lower(
 ) -> Result<Lowered, Unsupported> {
     let (geometry, [src, wei], bias) = Geometry::of(spec)?;
     let (weights, bias) = Geometry::constants(constants, wei, bias)?;
-    let Some(wide) = ConvGeometry::of(spec).and_then(|g| g.wide_machine(machine)) else {
+    let found = ConvGeometry::of(spec).and_then(|g| g.wide_machine(machine).map(|wide| (g, wide)));
+    let Some((of_schedule, wide)) = found else {
         return Err(Unsupported::new("a wide kernel of this convolution"));
     };
     let wide_dot = wide.dot;
@@ -81,9 +86,11 @@ pub(super) fn lower(
     let weights = weights.ints()?;
     let multiply = schedule.multiply;
     let offset = if multiply.operand_bytes() == 1 { unsigned_offset(geometry.src) } else { 0 };
-    let source = Source::new(geometry, multiply.operand_bytes(), offset, 0);
-    let (run_offsets, run_values) = source.runs();
-    let steps = run_values.div_ceil(multiply.step());
+    let sections = of_schedule.sections(wide.lanes, multiply);
+    let section_bytes = sections.inputs * multiply.operand_bytes();
+    let source = Source::new(geometry, multiply.operand_bytes(), offset, section_bytes % 4);
+    let (run_offsets, run_values) = source.runs(sections.inputs);
+    let steps = sections.spread.map_or(run_values.div_ceil(multiply.step()), |spread| spread.steps);
     let four_bits = spec.operands()[wei].elem == Elem::I4;
     // 4-bit weights are packed two vectors in one, so blocks hold an even number of vectors.
     let load = match (multiply, four_bits) {
@@ -95,12 +102,14 @@ pub(super) fn lower(
     let expands = load != Load::Direct && expands(&geometry, isa, load, schedule);
     let pad = i64::from(geometry.pad_value);
     let src_range = spec.operands()[src].int_range()?.union(Range::new(pad, pad));
-    let packing = Packing { geometry: &geometry, isa, multiply, nr: schedule.nr, runs: run_offsets.len(), run_values };
+    let packing =
+        Packing { geometry: &geometry, sections, isa, multiply, nr: schedule.nr, runs: run_offsets.len(), steps };
     let window = packing.window(&weights, src_range)?;
     let mut wide = Wide {
         geometry,
         isa,
         schedule,
+        sections,
         dst: spec.result().elem,
         depth: run_offsets.len() * steps,
         load,
@@ -110,12 +119,15 @@ pub(super) fn lower(
         table_strides: epilogue.table_strides(isa),
         source,
     };
+    let mut literals = epilogue.literal_table(isa);
+    let order_at = literals.bytes.len();
+    literals.bytes.extend(packing.channel_order());
     let mut tables = vec![
         Table { bytes: packing.pack(&weights, load), is_weights: true },
         Table::new(packing.start(&weights, bias.as_deref())),
         Table::new(ints(&wide.source.pixel_offsets(schedule.rows))),
         Table::new(ints(&run_offsets)),
-        epilogue.literal_table(isa),
+        literals,
     ];
     tables.extend(requant_tables);
     let mut operands = vec![src];
@@ -127,6 +139,11 @@ pub(super) fn lower(
         runs: run_offsets.len(),
         steps,
         load: if expands { Load::Direct } else { load },
+        inputs: Inputs {
+            section: sections.vectors,
+            section_bytes,
+            spread: sections.spread.map(|spread| (spread, order_at)),
+        },
         window,
         readers: wide.readers(),
         epilogue: &epilogue,
@@ -155,7 +172,7 @@ pub(super) fn lower(
 fn expands(geometry: &Geometry, isa: Isa, load: Load, schedule: WideSchedule) -> bool {
     let WideSchedule { multiply, mr, nr, rows, .. } = schedule;
     let tiles = (rows * geometry.out[1]).div_ceil(mr);
-    let has_odd_block = nr % 2 == 1 || (geometry.group_out / isa.lanes()) % nr % 2 == 1;
+    let has_odd_block = nr % 2 == 1 || (geometry.channels_out() / isa.lanes()) % nr % 2 == 1;
     // A dot product leaves units idle that unpack beside it, if enough pixels share a step's weights.
     let is_free = load == Load::Nibbles && multiply == Multiply::Dot && mr >= UNPACKING_PIXELS;
     tiles >= EXPAND_TILES && !is_free
@@ -176,32 +193,62 @@ fn ints(values: &[i32]) -> Vec<u8> {
 /// How weights are laid out, and what follows from their values.
 struct Packing<'a> {
     geometry: &'a Geometry,
+    sections: Sections,
     isa: Isa,
     multiply: Multiply,
     nr: usize,
     runs: usize,
-    run_values: usize,
+    /// Steps of a run.
+    steps: usize,
 }
 
 impl Packing<'_> {
-    /// Calls `vector` with the weights of every vector in packed order, [lane][value of the step]; a block's vectors
-    /// in one call of `block`.
+    /// What the sum of a lane is multiplied with, `[run][step][value of the step]`; lanes are counted through all vectors.
+    fn row(&self, weights: &[i64], lane: usize) -> Vec<i64> {
+        let (Geometry { group_in, group_out, .. }, lanes, step) =
+            (self.geometry, self.isa.lanes(), self.multiply.step());
+        let channel = self.channel(lane);
+        let all = self.geometry.taps() * group_in;
+        let run_values = all / self.runs;
+        // Before the inputs of the channel's group are those of groups merged with it, and a spread's dwords have places
+        // that depend on the lane.
+        let before = channel / group_out % self.sections.merged * group_in;
+        let exchanged = self.sections.spread.map_or(0, |spread| lane % lanes % spread.dwords % spread.steps);
+        let mut row = vec![0; self.runs * self.steps * step];
+        for (run, own) in weights[channel * all..][..all].chunks(run_values).enumerate() {
+            for (at, &weight) in (before..).zip(own) {
+                let place = (at / step ^ exchanged) * step + at % step;
+                row[run * self.steps * step + place] = weight;
+            }
+        }
+        row
+    }
+
+    fn channel(&self, lane: usize) -> usize {
+        let (lanes, spread) = (self.isa.lanes(), self.sections.spread);
+        spread.map_or(lane, |spread| lane / lanes * lanes + spread.channel(lanes, lane % lanes))
+    }
+
+    /// The lane of each of a vector's channels, where these are not the same.
+    fn channel_order(&self) -> Vec<u8> {
+        if self.sections.spread.is_none() {
+            return Vec::new();
+        }
+        let lanes = 0..self.isa.lanes();
+        let lane = |channel: usize| lanes.clone().find(|&lane| self.channel(lane) == channel);
+        ints(&lanes.clone().filter_map(|channel| lane(channel).map(|lane| lane as i32)).collect::<Vec<_>>())
+    }
+
+    /// Calls `block` with the weights of every block's vectors in packed order, each `[lane][value of the step]`.
     fn blocks(&self, weights: &[i64], mut block: impl FnMut(Vec<Vec<i64>>)) {
-        let (lanes, step) = (self.isa.lanes(), self.multiply.step());
-        let row = self.runs * self.run_values;
-        let channels = self.geometry.group_out;
+        let (lanes, step, channels) = (self.isa.lanes(), self.multiply.step(), self.geometry.channels_out());
         for first in (0..channels).step_by(self.nr * lanes) {
-            let vectors = ((channels - first) / lanes).min(self.nr);
+            let block_lanes = first..(first + self.nr * lanes).min(channels);
+            let rows: Vec<Vec<i64>> = block_lanes.map(|lane| self.row(weights, lane)).collect();
             let mut out = Vec::new();
-            for run in 0..self.runs {
-                for start in (0..self.run_values).step_by(step) {
-                    for vector in 0..vectors {
-                        let lane = |lane: usize| {
-                            let base = (first + vector * lanes + lane) * row + run * self.run_values;
-                            (start..start + step).map(move |i| if i < self.run_values { weights[base + i] } else { 0 })
-                        };
-                        out.push((0..lanes).flat_map(lane).collect());
-                    }
+            for start in (0..self.runs * self.steps).map(|index| index * step) {
+                for vector in rows.chunks(lanes) {
+                    out.push(vector.iter().flat_map(|row| &row[start..start + step]).copied().collect());
                 }
             }
             block(out);
@@ -225,13 +272,14 @@ impl Packing<'_> {
     /// The sums' start: the bias, and what making the source unsigned adds to every sum taken off again,
     /// modulo 2^32.
     fn start(&self, weights: &[i64], bias: Option<&[i64]>) -> Vec<u8> {
-        let row = self.runs * self.run_values;
+        let row = self.geometry.taps() * self.geometry.group_in;
         let offset = if self.multiply.operand_bytes() == 1 { unsigned_offset(self.geometry.src) } else { 0 };
-        let start = |k: usize| {
+        let start = |lane: usize| {
+            let k = self.channel(lane);
             let sum: i64 = weights[k * row..][..row].iter().sum();
             (bias.map_or(0, |b| b[k]) - offset * sum) as i32
         };
-        (0..self.geometry.group_out).flat_map(|k| start(k).to_le_bytes()).collect()
+        (0..self.geometry.channels_out()).flat_map(|lane| start(lane).to_le_bytes()).collect()
     }
 
     /// When sums of 16 bits are widened.
@@ -240,14 +288,21 @@ impl Packing<'_> {
             return Ok(Window::All);
         }
         let most = (src.hi + unsigned_offset(self.geometry.src)).max(0);
-        let sums = weights.chunks(self.runs * self.run_values).map(|row| (row, most));
-        Window::longest(sums, self.runs).ok_or_else(|| Unsupported::new("16-bit sums of these weights"))
+        let channels = self.geometry.channels_out();
+        let sums = match self.geometry.groups {
+            1 => Cow::Borrowed(weights),
+            _ => (0..channels).flat_map(|lane| self.row(weights, lane)).collect(),
+        };
+        let longest = Window::longest(sums.chunks(sums.len() / channels).map(|row| (row, most)), self.runs);
+        // The steps of a spread are not parted.
+        let usable = longest.filter(|window| self.sections.spread.is_none() || !matches!(window, Window::Steps(_)));
+        usable.ok_or_else(|| Unsupported::new("16-bit sums of these weights"))
     }
 }
 
 impl Wide {
     fn vectors(&self) -> usize {
-        self.geometry.group_out / self.isa.lanes()
+        self.geometry.channels_out() / self.isa.lanes()
     }
 
     fn blocks(&self) -> usize {
@@ -377,6 +432,7 @@ impl Wide {
         };
         let is_whole = c.below(row_block, self.row_blocks() - 1);
         c.range(first_block, end_block, one, |c, block| {
+            let src = self.section(c, src, block);
             let mut either = |c: &mut Code, vectors: usize| {
                 let weights = self.weights(c, frame, block, vectors);
                 let unit = |pixels: usize| Unit { src, first_pixel, pixels };
@@ -407,6 +463,20 @@ impl Wide {
             }
         });
         outcome
+    }
+
+    /// The address of the inputs of a block's first section, where those of the first block are at `src`.
+    fn section(&self, c: &mut Code, src: Value, block: Value) -> Value {
+        let (vectors, nr) = (self.sections.vectors, self.schedule.nr);
+        let section_bytes = self.sections.inputs * self.schedule.multiply.operand_bytes();
+        if vectors == self.vectors() {
+            src
+        } else if nr.is_multiple_of(vectors) {
+            c.offset(src, block, nr / vectors * section_bytes)
+        } else {
+            let (section, _) = c.div_rem(block, vectors / nr);
+            c.offset(src, section, section_bytes)
+        }
     }
 
     /// The address of a block's weights as tiles read them.

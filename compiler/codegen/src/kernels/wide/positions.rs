@@ -11,7 +11,7 @@ use hawqc_ir::Elem;
 use hawqc_schedules::Multiply;
 
 use super::epilogue::WideEpilogue;
-use super::micro::{Ahead, FIXED_WORDS, Load, Micro, Word};
+use super::micro::{Ahead, FIXED_WORDS, Inputs, Load, Micro, Word};
 use super::window::Window;
 use super::{call, distance, ints};
 use crate::asm::{AsmError, Isa};
@@ -139,6 +139,7 @@ impl Positions {
             runs: 1,
             steps: self.steps(),
             load: Load::Direct,
+            inputs: Inputs::SHARED,
             window: self.window,
             readers: self.readers(),
             epilogue: none,

@@ -32,7 +32,8 @@ enum Form {
 }
 
 impl Source {
-    /// For operands of `elem_bytes` bytes, the source's elements increased by `offset`.
+    /// For operands of `elem_bytes` bytes, the source's elements increased by `offset`; `overhang` other than 0 where a
+    /// kernel reads behind the channels of a pixel.
     pub fn new(geometry: Geometry, elem_bytes: usize, offset: i64, overhang: usize) -> Source {
         let window = geometry.window;
         let run_bytes = if window.dilation[1] == 1 { window.kernel[1] } else { 1 } * geometry.channels * elem_bytes;
@@ -91,15 +92,16 @@ impl Source {
         (0..rows).flat_map(|row| (0..columns).map(move |column| offset(row, column) as i32)).collect()
     }
 
-    /// Byte offsets of the runs, and the values of each: taps of a row side by side are one run.
-    pub fn runs(&self) -> (Vec<i32>, usize) {
+    /// Byte offsets of the runs of windows over the first `inputs` channels, and the values of each: without groups, taps of
+    /// a row side by side are one run.
+    pub fn runs(&self, inputs: usize) -> (Vec<i32>, usize) {
         let ([kh, kw], [dy, dx]) = (self.geometry.window.kernel, self.geometry.window.dilation);
         let row = |ky: usize| ky * dy * self.row_bytes();
-        if dx == 1 || kw == 1 {
-            return ((0..kh).map(|ky| row(ky) as i32).collect(), kw * self.geometry.channels);
+        if dx == 1 && self.geometry.groups == 1 || kw == 1 {
+            return ((0..kh).map(|ky| row(ky) as i32).collect(), kw * inputs);
         }
         let tap = |ky: usize, kx: usize| (row(ky) + kx * dx * self.pixel_bytes()) as i32;
-        ((0..kh).flat_map(|ky| (0..kw).map(move |kx| tap(ky, kx))).collect(), self.geometry.channels)
+        ((0..kh).flat_map(|ky| (0..kw).map(move |kx| tap(ky, kx))).collect(), inputs)
     }
 
     /// The address that pixel offsets count from, for output rows from `first_row` of `image` on; prepared rows

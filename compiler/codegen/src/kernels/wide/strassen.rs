@@ -51,7 +51,7 @@ pub fn lower(
 ) -> Result<Lowered, Unsupported> {
     let (geometry, [src, wei], bias) = Geometry::of(spec)?;
     let (weights, bias) = Geometry::constants(constants, wei, bias)?;
-    let Some(wide) = ConvGeometry::of(spec).and_then(|g| g.wide_machine(machine)) else {
+    let Some(wide) = ConvGeometry::of(spec).and_then(|g| g.dense_machine(machine)) else {
         return Err(Unsupported::new("a wide kernel of this convolution"));
     };
     if geometry.is_padded() {
