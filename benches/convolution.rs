@@ -4,134 +4,33 @@
 //! Every schedule's answer is compared with the interpreter's before it is timed. The fastest are looked for first, then timed
 //! in interleaved rounds; a time is the median of the rounds' medians. Arguments: a part of the layers' names.
 
-use std::error::Error;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
-
-use hawqc_benches::networks::{ConvShape, convolution};
-use hawqc_codegen::{ModelInfo, Options, Target, jit, limit, machine};
-use hawqc_driver::{lower_integer, tensors, verify};
-use hawqc_ir::{Graph, KernelSpec, Op, Tensor};
-use hawqc_runtime::{Entry, Session, Tensor as RuntimeTensor, TensorMut, TensorRef};
+use hawqc_benches::contender::{Layer, Outcome, interleaved};
+use hawqc_benches::networks::ConvShape;
+use hawqc_codegen::{Target, limit};
 use hawqc_schedules::Schedule;
-use hawqc_tests::images;
-
-const fn shape(size: usize, channels: usize, kernels: usize, window: usize, stride: usize) -> ConvShape {
-    ConvShape { size, channels, kernels, window, stride }
-}
 
 const SHAPES: [ConvShape; 20] = [
-    shape(56, 64, 64, 3, 1),
-    shape(28, 128, 128, 3, 1),
-    shape(14, 256, 256, 3, 1),
-    shape(7, 512, 512, 3, 1),
-    shape(56, 128, 128, 3, 2),
-    shape(28, 256, 256, 3, 2),
-    shape(14, 512, 512, 3, 2),
-    shape(56, 64, 64, 1, 1),
-    shape(56, 64, 256, 1, 1),
-    shape(56, 256, 64, 1, 1),
-    shape(56, 256, 128, 1, 1),
-    shape(28, 128, 512, 1, 1),
-    shape(28, 512, 128, 1, 1),
-    shape(28, 512, 256, 1, 1),
-    shape(14, 256, 1024, 1, 1),
-    shape(14, 1024, 256, 1, 1),
-    shape(14, 1024, 512, 1, 1),
-    shape(7, 512, 2048, 1, 1),
-    shape(7, 2048, 512, 1, 1),
-    shape(224, 3, 64, 7, 2),
+    ConvShape::dense(56, 64, 64, 3, 1),
+    ConvShape::dense(28, 128, 128, 3, 1),
+    ConvShape::dense(14, 256, 256, 3, 1),
+    ConvShape::dense(7, 512, 512, 3, 1),
+    ConvShape::dense(56, 128, 128, 3, 2),
+    ConvShape::dense(28, 256, 256, 3, 2),
+    ConvShape::dense(14, 512, 512, 3, 2),
+    ConvShape::dense(56, 64, 64, 1, 1),
+    ConvShape::dense(56, 64, 256, 1, 1),
+    ConvShape::dense(56, 256, 64, 1, 1),
+    ConvShape::dense(56, 256, 128, 1, 1),
+    ConvShape::dense(28, 128, 512, 1, 1),
+    ConvShape::dense(28, 512, 128, 1, 1),
+    ConvShape::dense(28, 512, 256, 1, 1),
+    ConvShape::dense(14, 256, 1024, 1, 1),
+    ConvShape::dense(14, 1024, 256, 1, 1),
+    ConvShape::dense(14, 1024, 512, 1, 1),
+    ConvShape::dense(7, 512, 2048, 1, 1),
+    ConvShape::dense(7, 2048, 512, 1, 1),
+    ConvShape::dense(224, 3, 64, 7, 2),
 ];
-
-/// How long a schedule is timed while the fastest is looked for, and in a round.
-const SEARCH: Duration = Duration::from_millis(12);
-const ROUND: Duration = Duration::from_millis(20);
-const ROUNDS: usize = 9;
-
-type Outcome<T> = Result<T, Box<dyn Error>>;
-
-/// A convolution by one schedule, ready to run.
-struct Contender {
-    schedule: Schedule,
-    session: Session,
-    inputs: Vec<RuntimeTensor>,
-    outputs: Vec<RuntimeTensor>,
-}
-
-impl Contender {
-    /// None if the weights rule the schedule out.
-    fn new(layer: &Layer, target: &Target, schedule: Schedule) -> Outcome<Option<Contender>> {
-        let mut options = Options::new(target.clone());
-        options.schedules.insert(layer.spec.clone(), schedule);
-        let Ok(model) = jit(&layer.kernels, &ModelInfo::default(), &options) else {
-            return Ok(None);
-        };
-        let mut session = Session::new(Arc::new(model), Some(1))?;
-        for difference in verify::outputs(&layer.graph, &mut session, &layer.inputs)? {
-            if let Some((index, expected, found)) = difference.first {
-                return Err(format!("{schedule}: [{index}]: expected {expected}, found {found}").into());
-            }
-        }
-        let inputs = layer.inputs.iter().map(tensors::to_runtime).collect::<Result<_, _>>()?;
-        let outputs = session.new_outputs(Entry::Border)?;
-        Ok(Some(Contender { schedule, session, inputs, outputs }))
-    }
-
-    /// The median time of runs for about `duration`, in seconds.
-    fn time(&mut self, duration: Duration) -> Outcome<f64> {
-        let mut times = Vec::new();
-        let start = Instant::now();
-        while times.len() < 3 || start.elapsed() < duration {
-            let inputs: Vec<TensorRef> = self.inputs.iter().map(RuntimeTensor::view).collect();
-            let mut outputs: Vec<TensorMut> = self.outputs.iter_mut().map(RuntimeTensor::view_mut).collect();
-            let began = Instant::now();
-            self.session.run_into(Entry::Border, &inputs, &mut outputs)?;
-            times.push(began.elapsed().as_secs_f64());
-        }
-        Ok(median(times))
-    }
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
-}
-
-/// A convolution at one width.
-struct Layer {
-    graph: Graph,
-    kernels: Graph,
-    spec: KernelSpec,
-    inputs: Vec<Tensor>,
-}
-
-impl Layer {
-    fn new(shape: ConvShape, bits: u32) -> Outcome<Layer> {
-        let graph = convolution(shape, bits)?;
-        let kernels = lower_integer(&graph)?.kernels().clone();
-        let spec = kernels.values().find_map(|id| match kernels.op(id) {
-            Op::Kernel(spec) => Some(spec.as_ref().clone()),
-            _ => None,
-        });
-        let inputs = images(&graph, 3);
-        Ok(Layer { spec: spec.ok_or("a graph without kernels")?, graph, kernels, inputs })
-    }
-
-    /// The fastest of the schedules that are `wanted`.
-    fn fastest(&self, target: &Target, wanted: impl Fn(&Schedule) -> bool) -> Outcome<Contender> {
-        let mut best: Option<(f64, Contender)> = None;
-        for schedule in Schedule::candidates(&self.spec, machine(target)).into_iter().filter(wanted) {
-            let Some(mut contender) = Contender::new(self, target, schedule)? else {
-                continue;
-            };
-            let time = contender.time(SEARCH)?;
-            if best.as_ref().is_none_or(|(least, _)| time < *least) {
-                best = Some((time, contender));
-            }
-        }
-        Ok(best.ok_or("no schedule for this target")?.1)
-    }
-}
 
 fn main() -> Outcome<()> {
     let filter = std::env::args().skip(1).find(|a| !a.starts_with('-')).unwrap_or_default();
@@ -148,13 +47,7 @@ fn main() -> Outcome<()> {
             wide.fastest(&target, is_assembled)?,
             narrow.fastest(&target, is_assembled)?,
         ];
-        let mut times = [const { Vec::new() }; 3];
-        for _ in 0..ROUNDS {
-            for (contender, times) in contenders.iter_mut().zip(&mut times) {
-                times.push(contender.time(ROUND)?);
-            }
-        }
-        let [direct, eight, four] = times.map(median);
+        let [direct, eight, four] = interleaved(&mut contenders)?;
         let ns = (direct * 1e9) as u64;
         let share = limits.share(contenders[0].schedule, shape.macs(), ns)?.ok_or("a portable kernel was fastest")?;
         let rate = shape.macs() as f64 / direct;

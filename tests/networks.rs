@@ -56,6 +56,19 @@ fn resnet50() {
 }
 
 #[test]
+fn resnext50() {
+    let small = ZooOptions { image_size: Some(96), ..ZooOptions::default() };
+    let network = Network::zoo("resnext50_32x4d", &small);
+    agrees(&network, &["8", "4", "w4a8"]);
+    for target in ["x86-avx512", "x86-avxvnni", "x86-64-v3"] {
+        let compiled = network.compile(network.plan("4"), Target::parse(target).unwrap(), false).unwrap();
+        let schedules = compiled.emit("schedule", "", &LinkWith::Own).unwrap();
+        let schedules = String::from_utf8(schedules).unwrap();
+        assert!(schedules.contains(" wide mul=") && !schedules.contains(" conv mr="), "{target}: {schedules}");
+    }
+}
+
+#[test]
 fn inception_v3() {
     agrees(&zoo("inception_v3"), &["inceptionv3_uniform8", "inceptionv3_uniform4"]);
 }

@@ -1,5 +1,6 @@
 //! What the benches share: a compiled graph whose answers were checked, ready to be timed.
 
+pub mod contender;
 pub mod networks;
 
 use std::sync::Arc;

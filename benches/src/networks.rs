@@ -16,20 +16,26 @@ pub struct ConvShape {
     /// Height and width of the window.
     pub window: usize,
     pub stride: usize,
+    pub groups: usize,
 }
 
 impl ConvShape {
+    pub const fn dense(size: usize, channels: usize, kernels: usize, window: usize, stride: usize) -> ConvShape {
+        ConvShape { size, channels, kernels, window, stride, groups: 1 }
+    }
+
     /// Multiply-accumulates for one image.
     pub fn macs(&self) -> u64 {
         let out = self.size.div_ceil(self.stride);
-        (out * out * self.channels * self.kernels * self.window * self.window) as u64
+        (out * out * self.channels / self.groups * self.kernels * self.window * self.window) as u64
     }
 }
 
 impl fmt::Display for ConvShape {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ConvShape { size, channels, kernels, window, stride } = self;
-        write!(f, "{size}x{size}x{channels} {window}x{window}/{stride} to {kernels}")
+        let ConvShape { size, channels, kernels, window, stride, groups } = self;
+        write!(f, "{size}x{size}x{channels} {window}x{window}/{stride} to {kernels}")?;
+        if *groups > 1 { write!(f, " in {groups} groups") } else { Ok(()) }
     }
 }
 
@@ -88,14 +94,14 @@ impl Builder {
     }
 
     fn conv(&mut self, src: ValueId, seed: u64) -> Result<ValueId, IrError> {
-        let ConvShape { channels, kernels, window, stride, .. } = self.shape;
+        let ConvShape { channels, kernels, window, stride, groups, .. } = self.shape;
         let top = (1i64 << (self.bits - 1)) - 1;
         let elem = if self.bits <= 4 { Elem::I4 } else { Elem::I8 };
-        let wei = TensorType::new(elem, [kernels, window, window, channels]);
+        let wei = TensorType::new(elem, [kernels, window, window, channels / groups]);
         let wei = self.constant(bell_shaped(&wei, seed, top))?;
         let bias = TensorType::new(Elem::I32, [kernels]);
         let bias = self.constant(text::seeded(&bias, seed, Range::new(-1000, 1000)).map_err(TypeError::new))?;
-        let conv = Conv { stride: [stride; 2], pad: [window / 2; 4], ..Conv::unit() };
+        let conv = Conv { stride: [stride; 2], pad: [window / 2; 4], groups, ..Conv::unit() };
         self.graph.add(format!("conv{seed}"), conv, &[src, wei, bias])
     }
 
@@ -103,7 +109,11 @@ impl Builder {
     fn activate(&mut self, sum: ValueId) -> Result<ValueId, IrError> {
         let range = Range::new(0, (1 << self.bits) - 1);
         let elem = self.elem();
-        self.requant(sum, Requant::to_range(range, elem), 1.0 / (self.shape.channels as f64).sqrt() / 64.0)
+        self.requant(
+            sum,
+            Requant::to_range(range, elem),
+            1.0 / ((self.shape.channels / self.shape.groups) as f64).sqrt() / 64.0,
+        )
     }
 
     /// Requantises one branch of an addition to i32.

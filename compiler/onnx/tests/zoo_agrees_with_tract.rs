@@ -29,6 +29,7 @@ fn every_network_agrees() {
         ("resnet34", 40, 0.125),
         ("resnet50", 40, 0.125),
         ("resnet50_v1", 40, 0.125),
+        ("resnext50_32x4d", 40, 0.125),
         ("inception_v3", 79, 0.1),
         ("mobilenet_v2", 48, 0.25),
         ("squeezenet1_1", 47, 0.125),

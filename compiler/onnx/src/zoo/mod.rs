@@ -19,11 +19,12 @@ use net::Net;
 
 /// Every network [`write`] knows. `resnet50` has the stride of a stage on its 3x3 convolution (torchvision's form);
 /// `resnet50_v1` has it on the first 1x1 (the original form, and that of HAWQ's published latency tables).
-pub const NAMES: [&str; 9] = [
+pub const NAMES: [&str; 10] = [
     "resnet18",
     "resnet34",
     "resnet50",
     "resnet50_v1",
+    "resnext50_32x4d",
     "inception_v3",
     "mobilenet_v2",
     "squeezenet1_1",
@@ -105,8 +106,9 @@ pub fn write(name: &str, options: &ZooOptions) -> Result<Vec<u8>, ZooError> {
     let logits = match name {
         "resnet18" => resnet::basic(&mut net, &[64, 128, 256, 512], &[2, 2, 2, 2])?,
         "resnet34" => resnet::basic(&mut net, &[64, 128, 256, 512], &[3, 4, 6, 3])?,
-        "resnet50" => resnet::bottleneck(&mut net, &[3, 4, 6, 3], resnet::StrideOn::Conv2)?,
-        "resnet50_v1" => resnet::bottleneck(&mut net, &[3, 4, 6, 3], resnet::StrideOn::Conv1)?,
+        "resnet50" => resnet::bottleneck(&mut net, &[3, 4, 6, 3], resnet::StrideOn::Conv2, 1)?,
+        "resnext50_32x4d" => resnet::bottleneck(&mut net, &[3, 4, 6, 3], resnet::StrideOn::Conv2, 32)?,
+        "resnet50_v1" => resnet::bottleneck(&mut net, &[3, 4, 6, 3], resnet::StrideOn::Conv1, 1)?,
         "inception_v3" => inception::inception_v3(&mut net)?,
         "mobilenet_v2" => mobilenet::mobilenet_v2(&mut net)?,
         "squeezenet1_1" => squeezenet::squeezenet1_1(&mut net)?,

@@ -30,14 +30,17 @@ pub fn basic(net: &mut Net, widths: &[usize], blocks: &[usize]) -> Result<Tensor
     Ok(head(net, &x))
 }
 
-/// ResNet-50 and deeper: stages of 64, 128, 256, 512 channels with expansion 4.
-pub fn bottleneck(net: &mut Net, blocks: &[usize], stride_on: StrideOn) -> Result<Tensor, ZooError> {
+/// ResNet-50 and deeper: stages of 64, 128, 256, 512 channels with expansion 4. With more than one group, ResNeXt: groups of
+/// 4, 8, 16, 32 channels (Xie et al., 2017).
+pub fn bottleneck(net: &mut Net, blocks: &[usize], stride_on: StrideOn, groups: usize) -> Result<Tensor, ZooError> {
     let mut x = stem(net, 64)?;
     for (stage, &count) in blocks.iter().enumerate() {
         let channels = net.scaled(64 << stage);
         for unit in 0..count {
             let stride = if stage > 0 && unit == 0 { 2 } else { 1 };
-            x = bottleneck_block(net, &format!("layer{}.{unit}", stage + 1), &x, channels, stride, stride_on)?;
+            let strides = if stride_on == StrideOn::Conv1 { [stride, 1] } else { [1, stride] };
+            let middle = if groups == 1 { channels } else { groups * net.scaled(4 << stage) };
+            x = bottleneck_block(net, &format!("layer{}.{unit}", stage + 1), &x, (channels, middle), groups, strides)?;
         }
     }
     Ok(head(net, &x))
@@ -89,21 +92,21 @@ fn bottleneck_block(
     net: &mut Net,
     name: &str,
     x: &Tensor,
-    channels: usize,
-    stride: usize,
-    stride_on: StrideOn,
+    (channels, middle): (usize, usize),
+    groups: usize,
+    strides: [usize; 2],
 ) -> Result<Tensor, ZooError> {
     let at = |part: &str| format!("{name}.{part}");
-    let (first, second) = if stride_on == StrideOn::Conv1 { (stride, 1) } else { (1, stride) };
-    let mut y = net.conv(&at("conv1"), x, channels, Window::square(1, first, 0), 1, false)?;
+    let [first, second] = strides;
+    let mut y = net.conv(&at("conv1"), x, middle, Window::square(1, first, 0), 1, false)?;
     y = net.batch_norm(&at("bn1"), &y, EPSILON, 1.0);
     y = net.relu(&at("relu1"), &y);
-    y = net.conv(&at("conv2"), &y, channels, Window::square(3, second, 1), 1, false)?;
+    y = net.conv(&at("conv2"), &y, middle, Window::square(3, second, 1), groups, false)?;
     y = net.batch_norm(&at("bn2"), &y, EPSILON, 1.0);
     y = net.relu(&at("relu2"), &y);
     y = net.conv(&at("conv3"), &y, 4 * channels, Window::square(1, 1, 0), 1, false)?;
     y = net.batch_norm(&at("bn3"), &y, EPSILON, BRANCH_SCALE);
-    let identity = shortcut(net, name, x, 4 * channels, stride)?;
+    let identity = shortcut(net, name, x, 4 * channels, first * second)?;
     let sum = net.add(&at("add"), &y, &identity);
     Ok(net.relu(&at("relu3"), &sum))
 }

@@ -217,7 +217,7 @@ impl Packing<'_> {
         let mut row = vec![0; self.runs * self.steps * step];
         for (run, own) in weights[channel * all..][..all].chunks(run_values).enumerate() {
             for (at, &weight) in (before..).zip(own) {
-                let place = (at / step ^ exchanged) * step + at % step;
+                let place = ((at / step) ^ exchanged) * step + at % step;
                 row[run * self.steps * step + place] = weight;
             }
         }
