@@ -37,6 +37,8 @@ fn every_candidate_is_legal_and_reads_back() {
         conv([1, 1], 3, 1, Elem::I4, 1),
         conv([9, 1], 64, 12, Elem::I16, 4),
         conv([9, 1], 64, 64, Elem::I8, 64),
+        conv([9, 9], 128, 128, Elem::I8, 32),
+        conv_of(Elem::I8, [5, 8], 60, 96, Elem::I4, 4),
         conv([7, 7], 9, 9, Elem::I4, 9),
     ] {
         for machine in [X86, AVX2, AVX512] {
@@ -107,6 +109,16 @@ fn illegal_and_malformed_schedules_say_why() {
         let shown = result.map_or_else(|error| error.to_string(), |()| String::new());
         assert!(shown.contains(expected), "{text}: {shown}");
     }
+    // Groups of three vectors.
+    let spec = conv([4, 4], 64, 96, Elem::I8, 4);
+    for (nr, is_legal) in [(1, true), (2, false), (3, true), (4, false)] {
+        let schedule: Schedule = format!("wide mul=i16 mr=2 nr={nr} rows=1 blocks=1").parse().unwrap();
+        let result = schedule.legal(&spec, AVX2);
+        assert_eq!(result.is_ok(), is_legal, "{nr}");
+        assert!(result.err().is_none_or(|e| e.to_string().contains("sections of 3 vectors")), "{nr}");
+    }
+    let winograd: Schedule = "winograd mul=i16 m=4x4 mr=2 nr=1 rows=1 blocks=1".parse().unwrap();
+    assert!(winograd.legal(&spec, AVX2).unwrap_err().to_string().contains("in 4 groups"));
     for text in ["", "conv", "conv mr=03 nr=4 tiles=1 blocks=1", "conv nr=4 mr=3 tiles=1 blocks=1", "Default"] {
         assert_eq!(text.parse::<Schedule>(), Err(ScheduleError::Syntax(text.to_owned())));
     }

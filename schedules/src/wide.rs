@@ -177,7 +177,7 @@ impl WideSchedule {
         let section = geometry.sections(wide.lanes, multiply).vectors;
         let is_one = section * wide.lanes == geometry.channels_out();
         if !is_one && !nr.is_multiple_of(section) && !section.is_multiple_of(nr) {
-            return Err(format!("groups of {section} vectors are neither parts nor multiples of {nr} vectors"));
+            return Err(format!("{nr} vectors are neither a part nor a multiple of sections of {section} vectors"));
         }
         let needed = registers(multiply, mr, nr);
         if needed > wide.registers {

@@ -77,8 +77,8 @@ pub(super) fn lower(
 ) -> Result<Lowered, Unsupported> {
     let (geometry, [src, wei], bias) = Geometry::of(spec)?;
     let (weights, bias) = Geometry::constants(constants, wei, bias)?;
-    let found = ConvGeometry::of(spec).and_then(|g| g.wide_machine(machine).map(|wide| (g, wide)));
-    let Some((of_schedule, wide)) = found else {
+    let found = ConvGeometry::of(spec).and_then(|conv| conv.wide_machine(machine).map(|wide| (conv, wide)));
+    let Some((conv, wide)) = found else {
         return Err(Unsupported::new("a wide kernel of this convolution"));
     };
     let wide_dot = wide.dot;
@@ -86,7 +86,7 @@ pub(super) fn lower(
     let weights = weights.ints()?;
     let multiply = schedule.multiply;
     let offset = if multiply.operand_bytes() == 1 { unsigned_offset(geometry.src) } else { 0 };
-    let sections = of_schedule.sections(wide.lanes, multiply);
+    let sections = conv.sections(wide.lanes, multiply);
     let section_bytes = sections.inputs * multiply.operand_bytes();
     let source = Source::new(geometry, multiply.operand_bytes(), offset, section_bytes % 4);
     let (run_offsets, run_values) = source.runs(sections.inputs);
@@ -224,6 +224,7 @@ impl Packing<'_> {
         row
     }
 
+    /// The output channel that a lane sums.
     fn channel(&self, lane: usize) -> usize {
         let (lanes, spread) = (self.isa.lanes(), self.sections.spread);
         spread.map_or(lane, |spread| lane / lanes * lanes + spread.channel(lanes, lane % lanes))
