@@ -408,7 +408,7 @@ impl Asm {
 
     /// A word of the argument's table.
     pub fn argument(&mut self, table: Gpr, word: usize) -> Gpr {
-        self.load_word(Mem::at(table, 8 * word))
+        self.load_word(Mem::word(table, word))
     }
 }
 

@@ -9,6 +9,8 @@
 //! each vector of output channels. `Sum16` adds the 16-bit pairs of a window of steps before widening; its 32-bit
 //! sums wait in the frame.
 
+use std::ops::Range;
+
 use hawqc_ir::Elem;
 use hawqc_schedules::Multiply;
 
@@ -30,10 +32,12 @@ pub enum Word {
     Literals,
     /// Bytes from the weights to what is asked for while they are read ([`Ahead`]).
     Ahead,
+    /// Tiles after the first ([`Micro::assemble_overlapped`]).
+    More,
 }
 
 /// Words before the epilogue's.
-pub const FIXED_WORDS: usize = 8;
+pub const FIXED_WORDS: usize = 9;
 
 /// How the weights that a kernel reads become operands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -69,7 +73,7 @@ pub struct Micro<'a> {
 const PREFETCH_BYTES: usize = 4096;
 const CACHE_LINE: usize = 64;
 /// Steps that the inner loop holds.
-const UNROLL: usize = 4;
+pub(super) const UNROLL: usize = 4;
 
 /// How tiles ask for the weights that follow theirs: each for its share of every round of the inner loop, so that memory
 /// is asked evenly. Where many tiles read the same weights they come from a near cache anyway.
@@ -94,14 +98,14 @@ impl Ahead {
     }
 }
 
-struct Tile {
-    mr: usize,
-    nr: usize,
+pub(super) struct Tile {
+    pub mr: usize,
+    pub nr: usize,
     /// Sums, `[pixel][vector]`.
-    acc: Vec<V>,
-    pixels: Vec<Gpr>,
-    offset: Gpr,
-    weights: Gpr,
+    pub acc: Vec<V>,
+    pub pixels: Vec<Gpr>,
+    pub offset: Gpr,
+    pub weights: Gpr,
     input: V,
     products: Vec<V>,
     /// Registers for the weights of a step; empty where they are read as operands.
@@ -110,7 +114,7 @@ struct Tile {
     ones: Option<V>,
     /// `Nibbles`: the mask of a low half, and the excess.
     nibble: Option<[V; 2]>,
-    ahead: Option<(Ahead, Gpr)>,
+    pub ahead: Option<(Ahead, Gpr)>,
 }
 
 impl Micro<'_> {
@@ -139,14 +143,14 @@ impl Micro<'_> {
         let asm = &mut asm;
         asm.set_even_mask();
         let literals = asm.argument(table, Word::Literals as usize);
-        let mut tile = self.tile(asm, table, literals, mr, nr);
-        tile.ahead = ahead.map(|ahead| (ahead, asm.argument(table, Word::Ahead as usize)));
+        let mut tile = self.tile(asm, literals, mr, nr);
+        tile.ahead = ahead.map(|ahead| (ahead, asm.gpr()));
+        self.begin(asm, table, &tile);
         let slots = self.start(asm, table, &tile);
-        self.prefetch_results(asm, table, mr, nr);
+        self.prefetch_results(asm, table, 0..mr, nr);
         let runs = asm.argument(table, Word::Runs as usize);
         asm.repeat(self.runs, |asm| {
-            asm.load_int(tile.offset, Mem::at(runs, 0));
-            asm.add_int(runs, 4);
+            begin_run(asm, &tile, runs);
             match (self.multiply, self.window) {
                 (Multiply::Sum16, Window::Steps(window)) => {
                     let (whole, rest) = (self.steps / window, self.steps % window);
@@ -186,31 +190,31 @@ impl Micro<'_> {
     }
 
     /// Asks for what the epilogue will touch. From one pixel to the next it is too far for the hardware to guess.
-    fn prefetch_results(&self, asm: &mut Asm, table: Gpr, mr: usize, nr: usize) {
-        let operands = self.epilogue.operand_bytes().into_iter().enumerate().map(|(i, bytes)| (FIXED_WORDS + i, bytes));
-        for (word, bytes) in operands.chain([(Word::Dst as usize, self.dst.bytes())]) {
+    pub(super) fn prefetch_results(&self, asm: &mut Asm, table: Gpr, pixels: Range<usize>, nr: usize) {
+        for (word, bytes) in self.result_words() {
             let first = asm.argument(table, word);
-            for pixel in 0..mr {
+            for pixel in pixels.clone() {
                 let of_pixel = (0..nr * self.isa.lanes() * bytes).step_by(CACHE_LINE);
                 of_pixel.for_each(|at| asm.prefetch(Mem::at(first, pixel * self.channels * bytes + at)));
             }
         }
     }
 
-    fn tile(&self, asm: &mut Asm, table: Gpr, literals: Gpr, mr: usize, nr: usize) -> Tile {
+    /// The words that lead to results and to what is combined with them, and the bytes of an element.
+    pub(super) fn result_words(&self) -> Vec<(usize, usize)> {
+        let operands = self.epilogue.operand_bytes().into_iter().enumerate().map(|(i, bytes)| (FIXED_WORDS + i, bytes));
+        operands.chain([(Word::Dst as usize, self.dst.bytes())]).collect()
+    }
+
+    /// Whether one instruction forms and sums products.
+    pub(super) fn is_dot(&self) -> bool {
+        self.multiply == Multiply::Dot || self.multiply == Multiply::I16 && self.dot
+    }
+
+    pub(super) fn tile(&self, asm: &mut Asm, literals: Gpr, mr: usize, nr: usize) -> Tile {
         let acc = asm.vecs(mr * nr);
-        let src = asm.argument(table, Word::Src as usize);
-        let offsets = asm.argument(table, Word::Pixels as usize);
-        let pixels: Vec<Gpr> = (0..mr)
-            .map(|p| {
-                let pixel = asm.gpr();
-                asm.load_int(pixel, Mem::at(offsets, 4 * p));
-                asm.add(pixel, src);
-                pixel
-            })
-            .collect();
-        let weights = asm.argument(table, Word::Weights as usize);
-        let (offset, input) = (asm.gpr(), asm.vec());
+        let pixels = (0..mr).map(|_| asm.gpr()).collect();
+        let (weights, offset, input) = (asm.gpr(), asm.gpr(), asm.vec());
         let ones = (self.multiply == Multiply::Sum32).then(|| asm.vec());
         if let Some(ones) = ones {
             asm.load(ones, Mem::at(literals, 0));
@@ -230,14 +234,28 @@ impl Micro<'_> {
         Tile { mr, nr, acc, pixels, offset, weights, input, products, held, ones, nibble, ahead: None }
     }
 
+    /// Addresses of a tile's inputs and weights.
+    pub(super) fn begin(&self, asm: &mut Asm, table: Gpr, tile: &Tile) {
+        let src = asm.argument(table, Word::Src as usize);
+        let offsets = asm.argument(table, Word::Pixels as usize);
+        for (p, &pixel) in tile.pixels.iter().enumerate() {
+            asm.load_int(pixel, Mem::at(offsets, 4 * p));
+            asm.add(pixel, src);
+        }
+        asm.reload_word(tile.weights, Mem::word(table, Word::Weights as usize));
+        if let Some((_, distance)) = tile.ahead {
+            asm.reload_word(distance, Mem::word(table, Word::Ahead as usize));
+        }
+    }
+
     /// Bytes of the weights of a step, as they are read.
-    fn step_bytes(&self, nr: usize) -> usize {
+    pub(super) fn step_bytes(&self, nr: usize) -> usize {
         let operands = nr * self.isa.bytes();
         if self.load == Load::Direct { operands } else { operands / 2 }
     }
 
     /// Initial sums; the frame's places for 32-bit sums where 16-bit ones are widened more than once.
-    fn start(&self, asm: &mut Asm, table: Gpr, tile: &Tile) -> Vec<Mem> {
+    pub(super) fn start(&self, asm: &mut Asm, table: Gpr, tile: &Tile) -> Vec<Mem> {
         let start = asm.argument(table, Word::Start as usize);
         let at = |v: usize| Mem::at(start, v * self.isa.bytes());
         if self.multiply != Multiply::Sum16 {
@@ -260,7 +278,7 @@ impl Micro<'_> {
     }
 
     /// `count` steps, the offset and the weights' address advancing.
-    fn steps(&self, asm: &mut Asm, tile: &Tile, count: usize) {
+    pub(super) fn steps(&self, asm: &mut Asm, tile: &Tile, count: usize) {
         let (whole, rest) = (count / UNROLL, count % UNROLL);
         let block = |asm: &mut Asm, steps: usize| {
             for step in 0..steps {
@@ -285,7 +303,7 @@ impl Micro<'_> {
         }
     }
 
-    fn step(&self, asm: &mut Asm, tile: &Tile, step: usize) {
+    pub(super) fn step(&self, asm: &mut Asm, tile: &Tile, step: usize) {
         let at = step * self.step_bytes(tile.nr);
         self.load_weights(asm, tile, at);
         for p in 0..tile.mr {
@@ -377,6 +395,12 @@ impl Micro<'_> {
             asm.binary(Binary::AddI32, acc, acc, Mem::at(start, index % tile.nr * self.isa.bytes()));
         }
     }
+}
+
+/// The offset of the next run.
+pub(super) fn begin_run(asm: &mut Asm, tile: &Tile, runs: Gpr) {
+    asm.load_int(tile.offset, Mem::at(runs, 0));
+    asm.add_int(runs, 4);
 }
 
 /// The two vectors of i8 in `packed` ([`Load::Nibbles`]); `low` may be `packed`.

@@ -10,6 +10,7 @@ pub mod depthwise;
 mod epilogue;
 pub mod image;
 mod micro;
+mod overlap;
 pub mod pointwise;
 pub mod pool;
 mod positions;
@@ -59,10 +60,19 @@ struct Wide {
     load: Load,
     /// Whether weights are turned into operands before the tiles run.
     expands: bool,
-    /// `(pixels, vectors)` of each inner kernel, in the order of the leaves.
-    tiles: Vec<(usize, usize)>,
+    /// The inner kernels, in the order of the leaves.
+    inner: Vec<Inner>,
     operand_bytes: Vec<usize>,
     table_strides: Vec<usize>,
+}
+
+/// An inner kernel.
+#[derive(PartialEq)]
+struct Inner {
+    pixels: usize,
+    vectors: usize,
+    /// Whether it is one of several tiles ([`Micro::assemble_overlapped`]).
+    overlapped: bool,
 }
 
 pub(super) fn lower(
@@ -105,7 +115,7 @@ pub(super) fn lower(
         depth: run_offsets.len() * steps,
         load,
         expands,
-        tiles: Vec::new(),
+        inner: Vec::new(),
         operand_bytes: epilogue.operand_bytes(),
         table_strides: epilogue.table_strides(isa),
         source,
@@ -316,9 +326,13 @@ impl Wide {
         let mut leaves = Vec::new();
         for &m in &pixels {
             for &n in vectors.iter().filter(|&&n| n > 0) {
-                let code = micro.assemble(m, n)?;
-                leaves.push(Leaf { name: format!("{m}x{n}"), code });
-                self.tiles.push((m, n));
+                leaves.push(Leaf { name: format!("{m}x{n}"), code: micro.assemble(m, n)? });
+                self.inner.push(Inner { pixels: m, vectors: n, overlapped: false });
+                let several = self.unit_pixels().iter().any(|pixels| m == mr && pixels / mr > 1);
+                if let (true, Some(code)) = (several, micro.assemble_overlapped(m, n)?) {
+                    leaves.push(Leaf { name: format!("{m}x{n}.overlapped"), code });
+                    self.inner.push(Inner { pixels: m, vectors: n, overlapped: true });
+                }
             }
         }
         if self.expands {
@@ -328,9 +342,13 @@ impl Wide {
         Ok(leaves)
     }
 
-    fn leaf(&self, frame: &Frame, pixels: usize, vectors: usize) -> Result<FuncRef, Unsupported> {
-        let found = self.tiles.iter().position(|&t| t == (pixels, vectors)).and_then(|i| frame.leaves.get(i));
-        found.copied().ok_or_else(|| Unsupported::new(format!("no inner kernel of {pixels} x {vectors}")))
+    fn leaf(&self, frame: &Frame, inner: Inner) -> Option<FuncRef> {
+        self.inner.iter().position(|known| *known == inner).and_then(|i| frame.leaves.get(i)).copied()
+    }
+
+    fn tile_leaf(&self, frame: &Frame, pixels: usize, vectors: usize) -> Result<FuncRef, Unsupported> {
+        let leaf = self.leaf(frame, Inner { pixels, vectors, overlapped: false });
+        leaf.ok_or_else(|| Unsupported::new(format!("no inner kernel of {pixels} x {vectors}")))
     }
 }
 
@@ -431,18 +449,26 @@ impl Wide {
     ) -> Result<(), Unsupported> {
         let mr = self.schedule.mr;
         let (whole, rest) = (unit.pixels / mr, unit.pixels % mr);
-        if whole > 0 {
-            let leaf = self.leaf(frame, mr, vectors)?;
-            c.count(whole, 1, |c, tile| {
-                let weights = (weights, self.ahead(c, vectors, tile));
-                self.tile(c, frame, unit, (block, weights), tile, leaf);
-            });
+        let overlapped = self.leaf(frame, Inner { pixels: mr, vectors, overlapped: true });
+        let run = |c: &mut Code, tile: Value, more: usize, leaf: FuncRef| {
+            let weights = (weights, self.ahead(c, vectors, tile));
+            self.tile(c, frame, unit, (block, weights), (tile, more), leaf);
+        };
+        match overlapped {
+            Some(leaf) if whole > 1 => {
+                let first = c.int(0);
+                run(c, first, whole - 1, leaf);
+            }
+            _ if whole > 0 => {
+                let leaf = self.tile_leaf(frame, mr, vectors)?;
+                c.count(whole, 1, |c, tile| run(c, tile, 0, leaf));
+            }
+            _ => {}
         }
         if rest > 0 {
-            let leaf = self.leaf(frame, rest, vectors)?;
+            let leaf = self.tile_leaf(frame, rest, vectors)?;
             let tile = c.int(whole);
-            let weights = (weights, self.ahead(c, vectors, tile));
-            self.tile(c, frame, unit, (block, weights), tile, leaf);
+            run(c, tile, 0, leaf);
         }
         Ok(())
     }
@@ -453,13 +479,14 @@ impl Wide {
         distance(c, ahead, tile)
     }
 
+    /// Runs `leaf` for a tile and `more` that follow it.
     fn tile(
         &self,
         c: &mut Code,
         frame: &Frame,
         unit: &Unit,
         (block, (weights, ahead)): (Value, (Value, Value)),
-        tile: Value,
+        (tile, more): (Value, usize),
         leaf: FuncRef,
     ) {
         let pixel = c.mul_int(tile, self.schedule.mr);
@@ -476,6 +503,7 @@ impl Wide {
         words[Word::Runs as usize] = frame.tables[RUNS];
         words[Word::Literals as usize] = frame.tables[LITERALS];
         words[Word::Ahead as usize] = ahead;
+        words[Word::More as usize] = c.int(more);
         for (i, &bytes) in self.operand_bytes.iter().enumerate() {
             words.push(c.offset(frame.operands[1 + i], element, bytes));
         }

@@ -160,6 +160,11 @@ pub fn assemble_input(
     let (down, across) = (transform.rows.input_program(), transform.cols.input_program());
     let slots: Vec<Mem> = (0..height * width).map(|_| a.frame_slot()).collect();
     a.repeat_down(vectors, |a| {
+        // The next vector of channels, or the next tile's first, which follows. Stores to lines that are not near wait for
+        // each other.
+        for position in 0..height * width {
+            a.prefetch(Mem::at(to, position * layout.position + isa.bytes()));
+        }
         for j in 0..width {
             let load = |a: &mut Asm, i: usize| {
                 let value = a.vec();
@@ -224,6 +229,9 @@ pub fn assemble_output(
     let divisor = transform.divisor();
     let [rows, columns] = outputs.valid;
     let slots: Vec<Mem> = (0..rows * width).map(|_| a.frame_slot()).collect();
+    for (i, j) in (0..rows).flat_map(|i| (0..columns).map(move |j| (i, j))) {
+        a.prefetch(Mem::at(to, (i * outputs.columns + j) * outputs.channels * outputs.dst.bytes()));
+    }
     a.repeat_down(vectors, |a| {
         for j in 0..width {
             let load = |a: &mut Asm, i: usize| {
