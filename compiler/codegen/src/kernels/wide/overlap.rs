@@ -10,11 +10,14 @@
 use super::micro::{Ahead, FIXED_WORDS, Micro, Tile, UNROLL, Word, begin_run, store};
 use crate::asm::{Asm, AsmError, Gpr, Mem};
 
+/// Steps of a tile from which on they have time for an epilogue; with fewer, storing the sums costs more than is hidden.
+const LEAST_STEPS: usize = 16;
+
 impl Micro<'_> {
     /// The code for tiles of `mr` pixels by `nr` vectors; none where it would not be faster than one tile at a time, or
     /// needs more registers than there are.
     pub fn assemble_overlapped(&self, mr: usize, nr: usize) -> Result<Option<Vec<u8>>, AsmError> {
-        if !self.is_dot() || self.steps < mr {
+        if !self.is_dot() || self.steps < mr || self.runs * self.steps < LEAST_STEPS {
             return Ok(None);
         }
         let ahead = Ahead::new(self.readers, self.runs * self.steps, self.step_bytes(nr));
