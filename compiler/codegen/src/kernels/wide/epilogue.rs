@@ -298,6 +298,13 @@ impl WideEpilogue {
         (0..vectors).map(vector).collect()
     }
 
+    /// Emits the steps for the sum of the pointers' vector of channels of a pixel, for a store that packs it with others and
+    /// enforces [`WideEpilogue::byte_limits`].
+    pub fn emit_packed(&self, asm: &mut Asm, pointers: &Pointers, pixel: usize, sum: V) -> V {
+        let channels = self.spec.result().shape.last().copied().unwrap_or(1);
+        self.vector(asm, pointers, pixel * channels, (0, true), Some(sum))
+    }
+
     /// Emits the steps for the sum of one vector of channels, `vector` vectors behind the pointers', of a pixel, `pixel`
     /// pixels behind them.
     pub fn emit_one(&self, asm: &mut Asm, pointers: &Pointers, pixel: usize, vector: usize, sum: V) -> V {

@@ -14,7 +14,8 @@ use std::ops::Range;
 use hawqc_ir::Elem;
 use hawqc_schedules::Multiply;
 
-use super::epilogue::{Hold, WideEpilogue, pack_orders_at};
+use super::epilogue::{Hold, WideEpilogue};
+use super::store::store;
 use super::window::Window;
 use crate::asm::{Asm, AsmError, Binary, Gpr, Isa, Mem, Shift, Src, V, Widen};
 
@@ -410,43 +411,6 @@ fn unpack_nibbles(asm: &mut Asm, packed: V, low: V, high: V, [mask, excess]: [V;
     asm.binary(Binary::And, high, high, mask);
     asm.binary(Binary::SubI8, low, low, excess);
     asm.binary(Binary::SubI8, high, high, excess);
-}
-
-/// Stores the results of an epilogue for one pixel, narrowed with saturation.
-pub fn store(asm: &mut Asm, dst: Elem, to: Mem, mut vectors: &[V], (epilogue, literals): (&WideEpilogue, Gpr)) {
-    let lanes = asm.isa.lanes();
-    let orders = pack_orders_at(asm.isa, literals);
-    if let (true, Some([order, _])) = (epilogue.packs(asm.isa, vectors.len()), orders) {
-        let limits = epilogue.byte_limits().map(|limit| limit.map(|limit| epilogue.at(asm.isa, literals, limit)));
-        return asm.store_bytes_packed(to, vectors, dst.is_signed(), order, limits);
-    }
-    let mut to = to;
-    while !vectors.is_empty() {
-        let stored = match (dst.bytes(), vectors, orders) {
-            (1, &[a, b, ..], _) => {
-                asm.store_bytes_pair(to, [a, b], dst.is_signed());
-                2
-            }
-            (1, _, _) => {
-                asm.store_bytes(to, vectors[0], dst.is_signed());
-                1
-            }
-            (2, &[a, b, ..], Some([_, order])) => {
-                asm.store_i16_pair(to, [a, b], order);
-                2
-            }
-            (2, _, _) => {
-                asm.store_i16(to, vectors[0]);
-                1
-            }
-            _ => {
-                asm.store(to, vectors[0]);
-                1
-            }
-        };
-        vectors = &vectors[stored..];
-        to.disp += (stored * lanes * dst.bytes()) as i32;
-    }
 }
 
 /// A leaf function that turns packed weights into operands once for many tiles. Its table: where from, where

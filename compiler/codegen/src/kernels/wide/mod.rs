@@ -16,6 +16,7 @@ pub mod pool;
 mod positions;
 mod requant;
 mod source;
+mod store;
 pub mod strassen;
 mod transform;
 mod window;

@@ -7,7 +7,8 @@
 //! instructions only, fewer than a tile's epilogue has. So the two are mixed here: the sums of a tile wait in the frame,
 //! and with every few steps of the next tile's first run one pixel of them is finished.
 
-use super::micro::{Ahead, FIXED_WORDS, Micro, Tile, UNROLL, Word, begin_run, store};
+use super::micro::{Ahead, FIXED_WORDS, Micro, Tile, UNROLL, Word, begin_run};
+use super::store::store;
 use crate::asm::{Asm, AsmError, Gpr, Mem};
 
 /// Steps of a tile from which on they have time for an epilogue; with fewer, storing the sums costs more than is hidden.

@@ -9,7 +9,7 @@ use hawqc_ir::Elem;
 use hawqc_schedules::winograd::{Lane, Op, Program, Winograd2d};
 
 use super::epilogue::{Hold, WideEpilogue, splat_byte};
-use super::micro::store;
+use super::store::Pixels;
 use crate::asm::{Asm, AsmError, Binary, Gpr, Isa, Mem, Shift, V};
 
 /// Words of [`assemble_output`]'s table before the epilogue's: the tile's sums, its first output, the number of
@@ -17,7 +17,7 @@ use crate::asm::{Asm, AsmError, Binary, Gpr, Isa, Mem, Shift, V};
 pub const OUTPUT_WORDS: usize = 4;
 
 /// Registers left to the last pass of an output transform: no program holds so many values at once.
-const PROGRAM_REGISTERS: usize = 18;
+const PROGRAM_REGISTERS: usize = 21;
 
 /// Lanes that a program runs in.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -247,6 +247,8 @@ pub fn assemble_output(
         debug_assert!(height >= rows);
         let free = isa.registers().saturating_sub(PROGRAM_REGISTERS + epilogue.temporaries());
         epilogue.hold(a, &mut pointers, Hold::Vector, free);
+        let pixels = Pixels { dst: outputs.dst, to, channels: outputs.channels, literals };
+        let mut sums: Vec<(usize, V)> = Vec::new();
         for i in 0..rows {
             let load = |a: &mut Asm, j: usize| {
                 let value = a.vec();
@@ -263,16 +265,12 @@ pub fn assemble_output(
                     a.binary(Binary::MulI32, value, scaled, inverse);
                     a.shift(Shift::RightI32, value, value, divisor.shift as u8);
                 }
-                let pixel = i * outputs.columns + j;
-                let results = epilogue.emit(a, &pointers, pixel, &[value]);
-                store(
-                    a,
-                    outputs.dst,
-                    Mem::at(to, pixel * outputs.channels * outputs.dst.bytes()),
-                    &results,
-                    (epilogue, literals),
-                );
+                sums.push((i * outputs.columns + j, value));
             }
+            // Where registers allow, rows of two pixels wait for each other.
+            let ready = if isa == Isa::Avx512 && i + 1 < rows { sums.len() / 4 * 4 } else { sums.len() };
+            let ready: Vec<(usize, V)> = sums.drain(..ready).collect();
+            pixels.finish(a, epilogue, &pointers, &ready);
         }
         a.add_int(from, isa.bytes());
         a.add_int(to, isa.lanes() * outputs.dst.bytes());
