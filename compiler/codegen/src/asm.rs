@@ -274,8 +274,16 @@ impl Asm {
         self.labels += 1;
         self.items.push(Item::Label(label));
         body(self);
-        self.push(Code::Sub_rm64_imm8, [counter, Operand::Imm(OpKind::Immediate8to64, 1)]);
+        self.count_down(counter);
         self.items.push(Item::LoopBack(label));
+    }
+
+    fn count_down(&mut self, counter: Operand) {
+        self.push(Code::Sub_rm64_imm8, [counter, Operand::Imm(OpKind::Immediate8to64, 1)]);
+    }
+
+    pub fn decrement_word(&mut self, word: Mem) {
+        self.count_down(Operand::Mem(word));
     }
 
     /// The instructions of `first` and of `second`, which know nothing of each other, mixed evenly. Neither has loops.

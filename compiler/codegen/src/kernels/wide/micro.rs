@@ -33,8 +33,8 @@ pub enum Word {
     Literals,
     /// Bytes from the weights to what is asked for while they are read ([`Ahead`]).
     Ahead,
-    /// Tiles after the first ([`Micro::assemble_overlapped`]).
-    More,
+    /// Number of tiles ([`Micro::assemble_several`]).
+    Tiles,
 }
 
 /// Words before the epilogue's.
@@ -99,6 +99,14 @@ impl Ahead {
     }
 }
 
+/// A function under construction with the registers of its tile.
+pub(super) struct TileCode {
+    pub asm: Asm,
+    pub table: Gpr,
+    pub literals: Gpr,
+    pub tile: Tile,
+}
+
 pub(super) struct Tile {
     pub mr: usize,
     pub nr: usize,
@@ -129,65 +137,91 @@ impl Micro<'_> {
 
     /// The code of a tile of `mr` pixels by `nr` vectors.
     pub fn assemble(&self, mr: usize, nr: usize) -> Result<Vec<u8>, AsmError> {
-        let steps = self.runs * self.steps;
+        self.asking(mr, nr, |ahead| {
+            let TileCode { mut asm, table, literals, tile } = self.open(mr, nr, ahead);
+            self.whole_tile(&mut asm, table, literals, &tile);
+            asm.finish()
+        })
+    }
+
+    /// `code` with tiles that ask for weights ahead where that is useful and registers allow.
+    pub(super) fn asking(
+        &self,
+        mr: usize,
+        nr: usize,
+        code: impl Fn(Option<Ahead>) -> Result<Vec<u8>, AsmError>,
+    ) -> Result<Vec<u8>, AsmError> {
         // A tile of one pixel has its own way.
-        let ahead = Ahead::new(self.readers, steps, self.step_bytes(nr)).filter(|_| mr > 1);
-        match self.assemble_asking(mr, nr, ahead) {
+        let ahead = Ahead::new(self.readers, self.runs * self.steps, self.step_bytes(nr)).filter(|_| mr > 1);
+        match code(ahead) {
             // A large tile may leave no register for the distance.
-            Err(AsmError::Registers { .. }) if ahead.is_some() => self.assemble_asking(mr, nr, None),
+            Err(AsmError::Registers { .. }) if ahead.is_some() => code(None),
             done => done,
         }
     }
 
-    fn assemble_asking(&self, mr: usize, nr: usize, ahead: Option<Ahead>) -> Result<Vec<u8>, AsmError> {
+    /// A function that has loaded what tiles share.
+    pub(super) fn open(&self, mr: usize, nr: usize, ahead: Option<Ahead>) -> TileCode {
         let (mut asm, table) = Asm::new(self.isa);
-        let asm = &mut asm;
         asm.set_even_mask();
         let literals = asm.argument(table, Word::Literals as usize);
-        let mut tile = self.tile(asm, literals, mr, nr);
+        let mut tile = self.tile(&mut asm, literals, mr, nr);
         tile.ahead = ahead.map(|ahead| (ahead, asm.gpr()));
-        self.begin(asm, table, &tile);
-        let slots = self.start(asm, table, &tile);
-        self.prefetch_results(asm, table, 0..mr, nr);
+        TileCode { asm, table, literals, tile }
+    }
+
+    /// A tile from its addresses to its results.
+    pub(super) fn whole_tile(&self, asm: &mut Asm, table: Gpr, literals: Gpr, tile: &Tile) {
+        self.begin(asm, table, tile);
+        let slots = self.start(asm, table, tile);
+        self.prefetch_results(asm, table, 0..tile.mr, tile.nr);
         let runs = asm.argument(table, Word::Runs as usize);
         asm.repeat(self.runs, |asm| {
-            begin_run(asm, &tile, runs);
-            match (self.multiply, self.window) {
-                (Multiply::Sum16, Window::Steps(window)) => {
-                    let (whole, rest) = (self.steps / window, self.steps % window);
-                    if whole > 0 {
-                        asm.repeat(whole, |asm| {
-                            self.steps(asm, &tile, window);
-                            self.widen(asm, &tile, literals, &slots);
-                        });
-                    }
-                    if rest > 0 {
-                        self.steps(asm, &tile, rest);
-                        self.widen(asm, &tile, literals, &slots);
-                    }
-                }
-                (Multiply::Sum16, Window::Run) => {
-                    self.steps(asm, &tile, self.steps);
-                    self.widen(asm, &tile, literals, &slots);
-                }
-                _ => self.steps(asm, &tile, self.steps),
-            }
+            begin_run(asm, tile, runs);
+            self.run(asm, tile, literals, &slots);
         });
         if self.multiply == Multiply::Sum16 {
-            self.last_widening(asm, table, &tile, literals, &slots);
+            self.last_widening(asm, table, tile, literals, &slots);
         }
-        let acc = std::mem::take(&mut tile.acc);
+        self.finish(asm, table, tile);
+    }
+
+    /// The products of a run, and its sums of 16 bits widened where they must be.
+    fn run(&self, asm: &mut Asm, tile: &Tile, literals: Gpr, slots: &[Mem]) {
+        match (self.multiply, self.window) {
+            (Multiply::Sum16, Window::Steps(window)) => {
+                let (whole, rest) = (self.steps / window, self.steps % window);
+                if whole > 0 {
+                    asm.repeat(whole, |asm| {
+                        self.steps(asm, tile, window);
+                        self.widen(asm, tile, literals, slots);
+                    });
+                }
+                if rest > 0 {
+                    self.steps(asm, tile, rest);
+                    self.widen(asm, tile, literals, slots);
+                }
+            }
+            (Multiply::Sum16, Window::Run) => {
+                self.steps(asm, tile, self.steps);
+                self.widen(asm, tile, literals, slots);
+            }
+            _ => self.steps(asm, tile, self.steps),
+        }
+    }
+
+    /// The epilogue on a tile's sums.
+    fn finish(&self, asm: &mut Asm, table: Gpr, tile: &Tile) {
         let literals = asm.argument(table, Word::Literals as usize);
         let dst = asm.argument(table, Word::Dst as usize);
         let row_bytes = self.channels * self.dst.bytes();
         let mut pointers = self.epilogue.pointers(asm, (table, FIXED_WORDS), literals);
-        let free = self.isa.registers().saturating_sub(acc.len() + self.epilogue.temporaries());
+        let free = self.isa.registers().saturating_sub(tile.acc.len() + self.epilogue.temporaries());
         self.epilogue.hold(asm, &mut pointers, Hold::Uniform, free);
-        for (pixel, sums) in acc.chunks(nr).enumerate() {
+        for (pixel, sums) in tile.acc.chunks(tile.nr).enumerate() {
             let results = self.epilogue.emit(asm, &pointers, pixel, sums);
             store(asm, self.dst, Mem::at(dst, pixel * row_bytes), &results, (self.epilogue, literals));
         }
-        std::mem::replace(asm, Asm::new(self.isa).0).finish()
     }
 
     /// Asks for what the epilogue will touch. From one pixel to the next it is too far for the hardware to guess.

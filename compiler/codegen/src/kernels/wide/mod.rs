@@ -10,11 +10,11 @@ pub mod depthwise;
 mod epilogue;
 pub mod image;
 mod micro;
-mod overlap;
 pub mod pointwise;
 pub mod pool;
 mod positions;
 mod requant;
+mod several;
 mod source;
 mod store;
 pub mod strassen;
@@ -72,8 +72,8 @@ struct Wide {
 struct Inner {
     pixels: usize,
     vectors: usize,
-    /// Whether it is one of several tiles ([`Micro::assemble_overlapped`]).
-    overlapped: bool,
+    /// Whether it computes more than one tile.
+    several: bool,
 }
 
 pub(super) fn lower(
@@ -328,11 +328,10 @@ impl Wide {
         for &m in &pixels {
             for &n in vectors.iter().filter(|&&n| n > 0) {
                 leaves.push(Leaf { name: format!("{m}x{n}"), code: micro.assemble(m, n)? });
-                self.inner.push(Inner { pixels: m, vectors: n, overlapped: false });
-                let several = self.unit_pixels().iter().any(|pixels| m == mr && pixels / mr > 1);
-                if let (true, Some(code)) = (several, micro.assemble_overlapped(m, n)?) {
-                    leaves.push(Leaf { name: format!("{m}x{n}.overlapped"), code });
-                    self.inner.push(Inner { pixels: m, vectors: n, overlapped: true });
+                self.inner.push(Inner { pixels: m, vectors: n, several: false });
+                if self.unit_pixels().iter().any(|pixels| m == mr && pixels / mr > 1) {
+                    leaves.push(Leaf { name: format!("{m}x{n}.several"), code: micro.assemble_several(m, n)? });
+                    self.inner.push(Inner { pixels: m, vectors: n, several: true });
                 }
             }
         }
@@ -343,13 +342,10 @@ impl Wide {
         Ok(leaves)
     }
 
-    fn leaf(&self, frame: &Frame, inner: Inner) -> Option<FuncRef> {
-        self.inner.iter().position(|known| *known == inner).and_then(|i| frame.leaves.get(i)).copied()
-    }
-
-    fn tile_leaf(&self, frame: &Frame, pixels: usize, vectors: usize) -> Result<FuncRef, Unsupported> {
-        let leaf = self.leaf(frame, Inner { pixels, vectors, overlapped: false });
-        leaf.ok_or_else(|| Unsupported::new(format!("no inner kernel of {pixels} x {vectors}")))
+    fn leaf(&self, frame: &Frame, inner: Inner) -> Result<FuncRef, Unsupported> {
+        let Inner { pixels, vectors, .. } = inner;
+        let found = self.inner.iter().position(|known| *known == inner).and_then(|i| frame.leaves.get(i));
+        found.copied().ok_or_else(|| Unsupported::new(format!("no inner kernel of {pixels} x {vectors}")))
     }
 }
 
@@ -450,26 +446,18 @@ impl Wide {
     ) -> Result<(), Unsupported> {
         let mr = self.schedule.mr;
         let (whole, rest) = (unit.pixels / mr, unit.pixels % mr);
-        let overlapped = self.leaf(frame, Inner { pixels: mr, vectors, overlapped: true });
-        let run = |c: &mut Code, tile: Value, more: usize, leaf: FuncRef| {
+        let mut run = |first: usize, tiles: usize, pixels: usize| {
+            let leaf = self.leaf(frame, Inner { pixels, vectors, several: tiles > 1 })?;
+            let tile = c.int(first);
             let weights = (weights, self.ahead(c, vectors, tile));
-            self.tile(c, frame, unit, (block, weights), (tile, more), leaf);
+            self.tile(c, frame, unit, (block, weights), (tile, tiles), leaf);
+            Ok::<(), Unsupported>(())
         };
-        match overlapped {
-            Some(leaf) if whole > 1 => {
-                let first = c.int(0);
-                run(c, first, whole - 1, leaf);
-            }
-            _ if whole > 0 => {
-                let leaf = self.tile_leaf(frame, mr, vectors)?;
-                c.count(whole, 1, |c, tile| run(c, tile, 0, leaf));
-            }
-            _ => {}
+        if whole > 0 {
+            run(0, whole, mr)?;
         }
         if rest > 0 {
-            let leaf = self.tile_leaf(frame, rest, vectors)?;
-            let tile = c.int(whole);
-            run(c, tile, 0, leaf);
+            run(whole, 1, rest)?;
         }
         Ok(())
     }
@@ -480,14 +468,14 @@ impl Wide {
         distance(c, ahead, tile)
     }
 
-    /// Runs `leaf` for a tile and `more` that follow it.
+    /// Runs `leaf` for `tiles` tiles from `tile` on.
     fn tile(
         &self,
         c: &mut Code,
         frame: &Frame,
         unit: &Unit,
         (block, (weights, ahead)): (Value, (Value, Value)),
-        (tile, more): (Value, usize),
+        (tile, tiles): (Value, usize),
         leaf: FuncRef,
     ) {
         let pixel = c.mul_int(tile, self.schedule.mr);
@@ -504,7 +492,7 @@ impl Wide {
         words[Word::Runs as usize] = frame.tables[RUNS];
         words[Word::Literals as usize] = frame.tables[LITERALS];
         words[Word::Ahead as usize] = ahead;
-        words[Word::More as usize] = c.int(more);
+        words[Word::Tiles as usize] = c.int(tiles);
         for (i, &bytes) in self.operand_bytes.iter().enumerate() {
             words.push(c.offset(frame.operands[1 + i], element, bytes));
         }

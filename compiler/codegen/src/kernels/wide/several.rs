@@ -1,13 +1,13 @@
-//! The inner kernel over several tiles, the epilogue of each beside the products of the next.
+//! The inner kernel over several tiles.
 //!
-//! In: a [`Micro`], and the table of the first tile with the number of those that follow it ([`Word::More`]). Out: a leaf
-//! function, which overwrites its table.
+//! In: a [`Micro`], and the table of the first tile with the number of tiles ([`Word::Tiles`]). Out: a leaf function, which
+//! overwrites its table.
 //!
 //! A dot product leaves units idle that additions, shifts and packing need, but the machine looks ahead by a few hundred
-//! instructions only, fewer than a tile's epilogue has. So the two are mixed here: the sums of a tile wait in the frame,
-//! and with every few steps of the next tile's first run one pixel of them is finished.
+//! instructions only, fewer than a tile's epilogue has. So where a tile has steps enough the two are mixed: the sums of a
+//! tile wait in the frame, and with every few steps of the next tile's first run one pixel of them is finished.
 
-use super::micro::{Ahead, FIXED_WORDS, Micro, Tile, UNROLL, Word, begin_run};
+use super::micro::{FIXED_WORDS, Micro, Tile, TileCode, UNROLL, Word, begin_run};
 use super::store::store;
 use crate::asm::{Asm, AsmError, Gpr, Mem};
 
@@ -15,48 +15,65 @@ use crate::asm::{Asm, AsmError, Gpr, Mem};
 const LEAST_STEPS: usize = 16;
 
 impl Micro<'_> {
-    /// The code for tiles of `mr` pixels by `nr` vectors; none where it would not be faster than one tile at a time, or
-    /// needs more registers than there are.
-    pub fn assemble_overlapped(&self, mr: usize, nr: usize) -> Result<Option<Vec<u8>>, AsmError> {
-        if !self.is_dot() || self.steps < mr || self.runs * self.steps < LEAST_STEPS {
-            return Ok(None);
-        }
-        let ahead = Ahead::new(self.readers, self.runs * self.steps, self.step_bytes(nr));
-        for ahead in [ahead, None] {
-            match self.overlapped(mr, nr, ahead) {
-                // As in [`Micro::assemble`].
+    /// The code of two and more tiles of `mr` pixels by `nr` vectors.
+    pub fn assemble_several(&self, mr: usize, nr: usize) -> Result<Vec<u8>, AsmError> {
+        if self.is_dot() && self.steps >= mr && self.runs * self.steps >= LEAST_STEPS {
+            match self.asking(mr, nr, |ahead| self.overlapped(self.open(mr, nr, ahead))) {
                 Err(AsmError::Registers { .. }) => {}
-                done => return done.map(Some),
+                done => return done,
             }
         }
-        Ok(None)
+        self.asking(mr, nr, |ahead| self.in_turn(self.open(mr, nr, ahead)))
     }
 
-    fn overlapped(&self, mr: usize, nr: usize, ahead: Option<Ahead>) -> Result<Vec<u8>, AsmError> {
-        let (mut asm, table) = Asm::new(self.isa);
-        asm.set_even_mask();
-        let literals = asm.argument(table, Word::Literals as usize);
-        let mut tile = self.tile(&mut asm, literals, mr, nr);
-        tile.ahead = ahead.map(|ahead| (ahead, asm.gpr()));
+    /// One tile after the other.
+    fn in_turn(&self, mut code: TileCode) -> Result<Vec<u8>, AsmError> {
+        let table = code.table;
+        code.asm.repeat_word_down(Mem::word(table, Word::Tiles as usize), |asm| {
+            self.whole_tile(asm, table, code.literals, &code.tile);
+            self.next_inputs(asm, table, &code.tile);
+            self.next_results(asm, table, code.tile.mr);
+        });
+        code.asm.finish()
+    }
+
+    /// The epilogue of each tile beside the products of the next.
+    fn overlapped(&self, code: TileCode) -> Result<Vec<u8>, AsmError> {
+        let TileCode { mut asm, table, tile, .. } = code;
+        let Tile { mr, nr, .. } = tile;
         let waiting = Waiting { first: asm.frame_slots(mr * nr), pixel_bytes: nr * self.isa.bytes() };
         let runs = self.begin_with_results(&mut asm, table, &tile, 0);
-        asm.repeat(self.runs, |asm| self.run(asm, &tile, runs));
-        asm.repeat_word_down(Mem::word(table, Word::More as usize), |asm| {
+        asm.repeat(self.runs, |asm| self.plain_run(asm, &tile, runs));
+        let tiles = Mem::word(table, Word::Tiles as usize);
+        asm.decrement_word(tiles);
+        asm.repeat_word_down(tiles, |asm| {
             waiting.put(asm, &tile);
-            asm.add_to_word(Mem::word(table, Word::Pixels as usize), 4 * mr);
-            if let Some((ahead, _)) = tile.ahead {
-                asm.add_to_word(Mem::word(table, Word::Ahead as usize), ahead.distance()[1]);
-            }
+            self.next_inputs(asm, table, &tile);
             // The words still tell where the results of the tile before go.
             let runs = self.begin_with_results(asm, table, &tile, mr);
             self.first_run(asm, table, &tile, &waiting, runs);
             if self.runs > 1 {
-                asm.repeat(self.runs - 1, |asm| self.run(asm, &tile, runs));
+                asm.repeat(self.runs - 1, |asm| self.plain_run(asm, &tile, runs));
             }
         });
         waiting.put(&mut asm, &tile);
         waiting.every_pixel(&mut asm, mr, |asm, sums| self.finish_pixel(asm, table, nr, sums));
         asm.finish()
+    }
+
+    /// The words of inputs and weights move on to the next tile's.
+    fn next_inputs(&self, asm: &mut Asm, table: Gpr, tile: &Tile) {
+        asm.add_to_word(Mem::word(table, Word::Pixels as usize), 4 * tile.mr);
+        if let Some((ahead, _)) = tile.ahead {
+            asm.add_to_word(Mem::word(table, Word::Ahead as usize), ahead.distance()[1]);
+        }
+    }
+
+    /// The words of results move on by `pixels` pixels.
+    fn next_results(&self, asm: &mut Asm, table: Gpr, pixels: usize) {
+        for (word, bytes) in self.result_words() {
+            asm.add_to_word(Mem::word(table, word), pixels * self.channels * bytes);
+        }
     }
 
     /// Begins a tile whose results are `pixels` pixels behind what the words say; returns the runs' address.
@@ -67,7 +84,7 @@ impl Micro<'_> {
         asm.argument(table, Word::Runs as usize)
     }
 
-    fn run(&self, asm: &mut Asm, tile: &Tile, runs: Gpr) {
+    fn plain_run(&self, asm: &mut Asm, tile: &Tile, runs: Gpr) {
         begin_run(asm, tile, runs);
         self.steps(asm, tile, self.steps);
     }
@@ -89,9 +106,7 @@ impl Micro<'_> {
         let results = self.epilogue.emit_loading(asm, &pointers, nr, sums);
         let dst = asm.argument(table, Word::Dst as usize);
         store(asm, self.dst, Mem::at(dst, 0), &results, (self.epilogue, literals));
-        for (word, bytes) in self.result_words() {
-            asm.add_to_word(Mem::word(table, word), self.channels * bytes);
-        }
+        self.next_results(asm, table, 1);
     }
 }
 
