@@ -163,6 +163,16 @@ impl Asm {
         self.binary(Binary::Xor, dst, dst, dst);
     }
 
+    /// Costs no execution unit.
+    pub fn copy(&mut self, dst: V, from: V) {
+        let code = match self.isa {
+            Isa::Avx2 | Isa::Avx512Vl => Code::VEX_Vmovdqu_ymm_ymmm256,
+            Isa::Avx512 => Code::EVEX_Vmovdqu32_zmm_k1z_zmmm512,
+        };
+        let operands = [self.reg(dst), self.reg(from)];
+        self.push(code, operands);
+    }
+
     pub fn load(&mut self, dst: V, from: Mem) {
         let code = match self.isa {
             Isa::Avx2 | Isa::Avx512Vl => Code::VEX_Vmovdqu_ymm_ymmm256,

@@ -294,9 +294,9 @@ impl Micro<'_> {
         let start = asm.argument(table, Word::Start as usize);
         let at = |v: usize| Mem::at(start, v * self.isa.bytes());
         if self.multiply != Multiply::Sum16 {
-            for (index, &acc) in tile.acc.iter().enumerate() {
-                asm.load(acc, at(index % tile.nr));
-            }
+            let (first, others) = tile.acc.split_at(tile.nr);
+            first.iter().enumerate().for_each(|(v, &acc)| asm.load(acc, at(v)));
+            others.iter().zip(first.iter().cycle()).for_each(|(&acc, &start)| asm.copy(acc, start));
             return Vec::new();
         }
         let mut slots = Vec::new();
