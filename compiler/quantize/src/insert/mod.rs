@@ -24,8 +24,8 @@ use hawqc_ir::{Conv, Dequantize, Elem, Graph, Op, Quantize, Tensor, TypeError, V
 use self::format::{Format, Span};
 pub(crate) use self::grid::{ActivationGrid, activation_grids};
 use self::needs::Needs;
-use self::streams::Streams;
 pub(crate) use self::needs::is_fused_clamp;
+use self::streams::Streams;
 use crate::bias::corrected_bias;
 use crate::calibrate::{Calibration, Method, value_names};
 use crate::error::QuantizeError;

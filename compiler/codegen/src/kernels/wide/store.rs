@@ -66,7 +66,8 @@ impl Pixels {
         for four in fours {
             let results = four.map(|(pixel, sum)| epilogue.emit_packed(asm, pointers, pixel, sum));
             let to = four.map(|(pixel, _)| self.at(pixel));
-            let limits = epilogue.byte_limits().map(|limit| limit.map(|limit| epilogue.at(asm.isa, self.literals, limit)));
+            let limits =
+                epilogue.byte_limits().map(|limit| limit.map(|limit| epilogue.at(asm.isa, self.literals, limit)));
             let order = pack_orders_at(asm.isa, self.literals).map(|[order, _]| order);
             asm.store_bytes_apart(to, results, self.dst.is_signed(), order, limits);
         }
