@@ -9,9 +9,11 @@
 #[cfg(test)]
 mod tests;
 
+use hawqc_ir::Elem;
+
 use crate::conv::ConvGeometry;
 use crate::wide::{registers, unsigned_offset};
-use crate::{Multiply, WideMachine, WideSchedule, WinogradSchedule};
+use crate::{Multiply, Sections, WideMachine, WideSchedule, WinogradSchedule};
 
 /// What is counted.
 const TERMS: usize = 11;
@@ -19,15 +21,15 @@ const TERMS: usize = 11;
 const PRODUCT: usize = 0;
 const SOURCE: usize = 1;
 const TILE: usize = 2;
-/// Weights brought into form; outputs.
+/// Weights made operands ahead of the tiles; outputs.
 const PREPARED: usize = 3;
 const OUTPUT: usize = 4;
-/// Vectors of transformed inputs; vectors of sums to be transformed; bytes of transformed weights read.
+/// Vectors of transformed inputs; vectors of sums to be transformed; bytes of weights that units read.
 const INPUT: usize = 5;
 const SUM: usize = 6;
 const WEIGHT_BYTE: usize = 7;
-/// Of every tile with an epilogue, the square of its sums' vectors: the longer an epilogue, the less of it runs beside the
-/// products of the next tile.
+/// Of every tile whose epilogue follows its products, the square of its sums' vectors: the longer an epilogue, the less of it
+/// runs beside the products of the next tile.
 const CROWD: usize = 8;
 /// Loads of a vector of weights.
 const WEIGHT: usize = 9;
@@ -37,7 +39,7 @@ const COPIED: usize = 10;
 /// Nanoseconds of each, from `schedules/data/zen3_avx2.txt`.
 const AVX2: [f64; TERMS] = [0.0879, 0.0490, 10.2714, 0.0336, 0.0207, 1.9251, 0.0000, 0.0428, 0.0638, 0.0422, 0.0136];
 /// From `schedules/data/zen4_avx512.txt`.
-const DOT: [f64; TERMS] = [0.2301, 0.0542, 0.0000, 0.0269, 0.0828, 4.3452, 0.9741, 0.0141, 0.0288, 0.0307, 0.0335];
+const DOT: [f64; TERMS] = [0.2569, 0.0168, 1.1062, 0.0290, 0.0715, 3.3799, 1.1017, 0.0122, 0.0104, 0.0514, 0.0296];
 
 /// Products that a tile must have at least, for the unit that forms them not to wait for sums.
 const LATENCY: usize = 5;
@@ -68,15 +70,31 @@ struct Products {
     section: usize,
     /// Products of an output.
     depth: usize,
+    /// Of these, in one run of source bytes.
+    run: usize,
+    four_bits: bool,
 }
 
+/// What is counted of tiles: [`PRODUCT`], [`SOURCE`], [`TILE`], [`CROWD`] and [`WEIGHT`].
+type Tiles = [usize; 5];
+
+/// Pixels of a tile from which on 4-bit weights are unpacked beside its products.
+const UNPACKING_PIXELS: usize = 3;
+/// Steps of a tile from which on its epilogue is put beside the next tile's products, most pixels of such a tile, and registers
+/// of an epilogue beside its results.
+const OVERLAP_STEPS: usize = 16;
+const OVERLAP_PIXELS: usize = 6;
+const OVERLAP_REGISTERS: usize = 2;
+/// Most steps of a run that is put beside a pixel as a whole.
+const OVERLAP_RUN: usize = 4;
+
 impl Products {
-    /// [`PRODUCT`], [`SOURCE`], [`TILE`], [`CROWD`] and [`WEIGHT`] for a run of pixels that no tile reaches beyond.
-    fn counts(&self, pixels: usize, wide: WideMachine) -> [usize; 5] {
+    /// For pixels that no tile reaches beyond.
+    fn counts(&self, pixels: usize, wide: WideMachine) -> Tiles {
         whole_and_rest(pixels, self.mr, |mr| whole_and_rest(self.vectors, self.nr, |nr| self.tile(mr, nr, wide)))
     }
 
-    fn tile(&self, mr: usize, nr: usize, wide: WideMachine) -> [usize; 5] {
+    fn tile(&self, mr: usize, nr: usize, wide: WideMachine) -> Tiles {
         let steps = (self.depth / self.multiply.step()).max(1);
         let per_product = match self.multiply {
             Multiply::I16 if wide.dot => 1,
@@ -89,25 +107,49 @@ impl Products {
         let weights = if held { nr } else { mr * nr };
         let far = steps * nr * 4 * wide.lanes > FIRST_CACHE;
         let step = (mr * nr * per_product).max(LATENCY).max(if far { FAR * nr } else { 0 });
-        [step * steps, mr * steps * nr.div_ceil(self.section), 1, (mr * nr).pow(2), weights * steps]
+        let crowd = if self.overlaps(mr, nr, wide) { 0 } else { (mr * nr).pow(2) };
+        [step * steps, mr * steps * nr.div_ceil(self.section), 1, crowd, weights * steps]
+    }
+
+    /// Whether kernels put an epilogue beside products.
+    fn overlaps(&self, mr: usize, nr: usize, wide: WideMachine) -> bool {
+        let dot = wide.dot && matches!(self.multiply, Multiply::Dot | Multiply::I16);
+        let steps = |values: usize| values / self.multiply.step();
+        let nibbles = if self.four_bits { 2 } else { 0 };
+        let needed = registers(self.multiply, mr, nr) + 2 * nr + nibbles + OVERLAP_REGISTERS;
+        let fits = needed <= wide.registers && mr <= OVERLAP_PIXELS;
+        let short_runs = self.depth / self.run >= mr && steps(self.run) <= OVERLAP_RUN;
+        dot && fits && (steps(self.run) >= mr || short_runs) && steps(self.depth) >= OVERLAP_STEPS
     }
 }
 
 /// What `count` things cost in parts of `size`, the last part smaller.
-fn whole_and_rest(count: usize, size: usize, of_part: impl Fn(usize) -> [usize; 5]) -> [usize; 5] {
-    let rest = if count.is_multiple_of(size) { [0; 5] } else { of_part(count % size) };
+fn whole_and_rest(count: usize, size: usize, of_part: impl Fn(usize) -> Tiles) -> Tiles {
+    let rest = if count.is_multiple_of(size) { Tiles::default() } else { of_part(count % size) };
     sum(times(of_part(size), count / size), rest)
 }
 
-fn sum(a: [usize; 5], b: [usize; 5]) -> [usize; 5] {
+fn sum(a: Tiles, b: Tiles) -> Tiles {
     std::array::from_fn(|i| a[i] + b[i])
 }
 
-fn times(counts: [usize; 5], factor: usize) -> [usize; 5] {
+fn times(counts: Tiles, factor: usize) -> Tiles {
     counts.map(|count| count * factor)
 }
 
 impl WideSchedule {
+    /// Whether weights are made operands once for all tiles of a unit: 16-bit ones, and 4-bit ones that are not unpacked beside
+    /// dot products.
+    fn expands(&self, geometry: &ConvGeometry, wide: WideMachine) -> bool {
+        let is_odd = |vectors: usize| !vectors.is_multiple_of(2);
+        let has_odd_block = is_odd(self.nr) || is_odd(geometry.channels_out() / wide.lanes % self.nr);
+        match self.multiply {
+            Multiply::I16 => true,
+            Multiply::Dot => geometry.wei == Elem::I4 && (self.mr < UNPACKING_PIXELS || has_odd_block),
+            _ => geometry.wei == Elem::I4,
+        }
+    }
+
     pub(crate) fn estimated_ns(&self, geometry: &ConvGeometry, wide: WideMachine) -> f64 {
         total_ns(self.counts(geometry, wide), wide)
     }
@@ -115,15 +157,23 @@ impl WideSchedule {
     fn counts(&self, geometry: &ConvGeometry, wide: WideMachine) -> [f64; TERMS] {
         let WideSchedule { multiply, mr, nr, .. } = *self;
         let channels = geometry.channels_out();
-        let sections = geometry.sections(wide.lanes, multiply);
         let vectors = channels.div_ceil(wide.lanes);
-        let products = Products { multiply, mr, nr, vectors, section: sections.vectors, depth: sections.depth };
+        let Sections { vectors: section, depth, .. } = geometry.sections(wide.lanes, multiply);
+        let [kh, kw] = geometry.kernel;
+        let run = depth / if geometry.groups == 1 { kh } else { kh * kw };
+        let four_bits = geometry.wei == Elem::I4;
+        let products = Products { multiply, mr, nr, vectors, section, depth, run, four_bits };
         let rows = geometry.pixels / geometry.row_pixels;
         let tiles = whole_and_rest(rows, self.rows, |rows| products.counts(rows * geometry.row_pixels, wide));
         let mut counts = [0.0; TERMS];
         [counts[PRODUCT], counts[SOURCE], counts[TILE], counts[CROWD], counts[WEIGHT]] =
             tiles.map(|count| count as f64);
-        counts[PREPARED] = (rows.div_ceil(self.rows) * channels * sections.depth) as f64;
+        let weights = (rows.div_ceil(self.rows) * channels * depth) as f64;
+        if self.expands(geometry, wide) {
+            counts[PREPARED] = weights;
+        } else {
+            counts[WEIGHT_BYTE] = if four_bits { weights / 2.0 } else { weights };
+        }
         counts[OUTPUT] = (geometry.pixels * channels) as f64;
         let is_operand = geometry.src_bytes == multiply.operand_bytes() && unsigned_offset(geometry.src) == 0;
         if !is_operand || geometry.kernel != [1, 1] {
@@ -156,8 +206,8 @@ impl WinogradSchedule {
         let positions = self.positions(geometry);
         let images = geometry.pixels / (geometry.image_rows * geometry.row_pixels);
         let [down, across] = [geometry.image_rows.div_ceil(h), geometry.row_pixels.div_ceil(w)];
-        let vectors = geometry.channels.div_ceil(wide.lanes);
-        let products = Products { multiply, mr, nr, vectors, section: vectors, depth: geometry.group_in };
+        let (vectors, depth) = (geometry.channels.div_ceil(wide.lanes), geometry.group_in);
+        let products = Products { multiply, mr, nr, vectors, section: vectors, depth, run: depth, four_bits: false };
         let of_image = whole_and_rest(down, self.rows, |rows| products.counts(rows * across, wide));
         let tiles = images * down * across * positions;
         // Every group of channels transforms its inputs again.

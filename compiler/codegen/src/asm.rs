@@ -94,6 +94,11 @@ impl Mem {
         Mem { base, index: None, disp: disp as i32 }
     }
 
+    /// A 64-bit word of a table.
+    pub fn word(table: Gpr, word: usize) -> Mem {
+        Mem::at(table, 8 * word)
+    }
+
     pub fn indexed(base: Gpr, index: Gpr, disp: usize) -> Mem {
         Mem { base, index: Some(index), disp: disp as i32 }
     }
@@ -197,16 +202,32 @@ impl Asm {
 
     /// A place of the frame for a vector.
     pub fn frame_slot(&mut self) -> Mem {
+        self.frame_slots(1)
+    }
+
+    /// The first of so many places, one behind the other.
+    pub fn frame_slots(&mut self, count: usize) -> Mem {
         let at = self.frame_bytes;
-        self.frame_bytes += self.isa.bytes();
+        self.frame_bytes += count * self.isa.bytes();
         Mem::at(FRAME, at)
     }
 
     /// A 64-bit word of memory in a new register.
     pub fn load_word(&mut self, from: Mem) -> Gpr {
         let to = self.gpr();
-        self.push(Code::Mov_r64_rm64, [Operand::Gpr(to), Operand::Mem(from)]);
+        self.reload_word(to, from);
         to
+    }
+
+    pub fn reload_word(&mut self, to: Gpr, from: Mem) {
+        self.push(Code::Mov_r64_rm64, [Operand::Gpr(to), Operand::Mem(from)]);
+    }
+
+    /// Adds to a 64-bit word of memory.
+    pub fn add_to_word(&mut self, to: Mem, value: usize) {
+        if value != 0 {
+            self.push(Code::Add_rm64_imm32, [Operand::Mem(to), Operand::Imm(OpKind::Immediate32to64, value as i32)]);
+        }
     }
 
     /// A signed 32-bit word of memory, extended.
@@ -240,12 +261,48 @@ impl Asm {
 
     /// Runs `body` as often as `counter`, at least 1, says, counting it down to 0.
     pub fn repeat_down(&mut self, counter: Gpr, body: impl FnOnce(&mut Asm)) {
+        self.counted(Operand::Gpr(counter), body);
+    }
+
+    /// The same with a counter in memory.
+    pub fn repeat_word_down(&mut self, counter: Mem, body: impl FnOnce(&mut Asm)) {
+        self.counted(Operand::Mem(counter), body);
+    }
+
+    fn counted(&mut self, counter: Operand, body: impl FnOnce(&mut Asm)) {
         let label = self.labels;
         self.labels += 1;
         self.items.push(Item::Label(label));
         body(self);
-        self.push(Code::Sub_rm64_imm8, [Operand::Gpr(counter), Operand::Imm(OpKind::Immediate8to64, 1)]);
+        self.count_down(counter);
         self.items.push(Item::LoopBack(label));
+    }
+
+    fn count_down(&mut self, counter: Operand) {
+        self.push(Code::Sub_rm64_imm8, [counter, Operand::Imm(OpKind::Immediate8to64, 1)]);
+    }
+
+    pub fn decrement_word(&mut self, word: Mem) {
+        self.count_down(Operand::Mem(word));
+    }
+
+    /// The instructions of `first` and of `second`, which know nothing of each other, mixed evenly. Neither has loops.
+    pub fn beside(&mut self, first: impl FnOnce(&mut Asm), second: impl FnOnce(&mut Asm)) {
+        let before = self.items.len();
+        first(self);
+        let between = self.items.len();
+        second(self);
+        let second = self.items.split_off(between);
+        let first = self.items.split_off(before);
+        let (firsts, seconds) = (first.len(), second.len());
+        let mut second = second.into_iter().enumerate().peekable();
+        for (i, item) in first.into_iter().enumerate() {
+            while let Some((_, item)) = second.next_if(|(j, _)| j * firsts < i * seconds) {
+                self.items.push(item);
+            }
+            self.items.push(item);
+        }
+        self.items.extend(second.map(|(_, item)| item));
     }
 
     /// Prepares [`Asm::high_halves`].

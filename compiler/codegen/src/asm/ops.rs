@@ -50,6 +50,10 @@ codes! {
         MaxI16 VEX_Vpmaxsw_ymm_ymm_ymmm256 EVEX_Vpmaxsw_zmm_k1z_zmm_zmmm512,
         MaxI32 VEX_Vpmaxsd_ymm_ymm_ymmm256 EVEX_Vpmaxsd_zmm_k1z_zmm_zmmm512b32,
         MinI32 VEX_Vpminsd_ymm_ymm_ymmm256 EVEX_Vpminsd_zmm_k1z_zmm_zmmm512b32,
+        /// Signed with saturation, in each 128 bits the lanes of `a`, then those of `b`: i32 to i16, i16 to i8, i16 to u8.
+        PackI32 VEX_Vpackssdw_ymm_ymm_ymmm256 EVEX_Vpackssdw_zmm_k1z_zmm_zmmm512b32,
+        PackI16 VEX_Vpacksswb_ymm_ymm_ymmm256 EVEX_Vpacksswb_zmm_k1z_zmm_zmmm512,
+        PackI16ToU8 VEX_Vpackuswb_ymm_ymm_ymmm256 EVEX_Vpackuswb_zmm_k1z_zmm_zmmm512,
         And VEX_Vpand_ymm_ymm_ymmm256 EVEX_Vpandd_zmm_k1z_zmm_zmmm512b32,
         DivF32 VEX_Vdivps_ymm_ymm_ymmm256 EVEX_Vdivps_zmm_k1z_zmm_zmmm512b32_er,
         /// `a` where it is greater than `b`, else `b`; the same of `MinF32` and less.
@@ -157,6 +161,16 @@ impl Asm {
 
     pub fn zero(&mut self, dst: V) {
         self.binary(Binary::Xor, dst, dst, dst);
+    }
+
+    /// Costs no execution unit.
+    pub fn copy(&mut self, dst: V, from: V) {
+        let code = match self.isa {
+            Isa::Avx2 | Isa::Avx512Vl => Code::VEX_Vmovdqu_ymm_ymmm256,
+            Isa::Avx512 => Code::EVEX_Vmovdqu32_zmm_k1z_zmmm512,
+        };
+        let operands = [self.reg(dst), self.reg(from)];
+        self.push(code, operands);
     }
 
     pub fn load(&mut self, dst: V, from: Mem) {
@@ -368,27 +382,10 @@ impl Asm {
     /// Stores two to four vectors of i32 lanes of 512 bits, one behind the other, as bytes with saturation, then within
     /// `limits` in every byte; `order` is [`pack_orders`]' first. Overwrites all.
     pub fn store_bytes_packed(&mut self, to: Mem, vectors: &[V], signed: bool, order: Mem, limits: [Option<Mem>; 2]) {
-        let z = |v| Operand::Vec(v, View::Z);
-        let &[a, b, ref rest @ ..] = vectors else { return };
-        self.push(Code::EVEX_Vpackssdw_zmm_k1z_zmm_zmmm512b32, [z(a), z(a), z(b)]);
-        let upper = rest.first().map_or(a, |&c| {
-            let d = rest.get(1).copied().unwrap_or(c);
-            self.push(Code::EVEX_Vpackssdw_zmm_k1z_zmm_zmmm512b32, [z(c), z(c), z(d)]);
-            c
-        });
-        let (code, ops) = if signed {
-            (Code::EVEX_Vpacksswb_zmm_k1z_zmm_zmmm512, [Binary::MaxI8, Binary::MinI8])
-        } else {
-            (Code::EVEX_Vpackuswb_zmm_k1z_zmm_zmmm512, [Binary::MaxU8, Binary::MinU8])
-        };
-        self.push(code, [z(a), z(a), z(upper)]);
-        for (op, limit) in ops.into_iter().zip(limits) {
-            if let Some(limit) = limit {
-                self.binary(op, a, a, limit);
-            }
-        }
+        let &[a, b, ..] = vectors else { return };
+        self.pack_bytes(vectors, signed, limits);
         self.load(b, order);
-        self.push(Code::EVEX_Vpermd_zmm_k1z_zmm_zmmm512b32, [z(a), z(b), z(a)]);
+        self.binary(Binary::Permute, a, b, a);
         self.store_first(to, a, vectors.len() * self.isa.lanes());
     }
 
@@ -402,24 +399,60 @@ impl Asm {
         self.store(to, low);
     }
 
-    /// Stores four vectors of i32 lanes as bytes with saturation, each where it belongs. Overwrites all.
-    pub fn store_bytes_apart(&mut self, to: [Mem; 4], [a, b, c, d]: [V; 4], signed: bool) {
-        if self.isa == Isa::Avx512 {
-            return to.into_iter().zip([a, b, c, d]).for_each(|(to, value)| self.store_bytes(to, value, signed));
+    /// Stores four vectors of i32 lanes as bytes with saturation and then within `limits`, each where it belongs; `order`, for
+    /// vectors of 512 bits, is [`pack_orders`]' first. Overwrites all.
+    pub fn store_bytes_apart(
+        &mut self,
+        to: [Mem; 4],
+        vectors: [V; 4],
+        signed: bool,
+        order: Option<Mem>,
+        limits: [Option<Mem>; 2],
+    ) {
+        let [first, second, third, _] = vectors;
+        self.pack_bytes(&vectors, signed, limits);
+        let part = |index: i32| Operand::Imm(OpKind::Immediate8, index);
+        if let Some(order) = order {
+            self.load(second, order);
+            self.binary(Binary::Permute, first, second, first);
+            self.push(Code::EVEX_Vmovdqu32_xmmm128_k1z_xmm, [Operand::Mem(to[0]), Operand::Vec(first, View::X)]);
+            for (to, index) in to.into_iter().zip(0..).skip(1) {
+                let operands = [Operand::Mem(to), Operand::Vec(first, View::Z), part(index)];
+                self.push(Code::EVEX_Vextracti32x4_xmmm128_k1z_zmm_imm8, operands);
+            }
+            return;
         }
-        let y = [a, b, c, d].map(|v| self.reg(v));
-        self.push(Code::VEX_Vpackssdw_ymm_ymm_ymmm256, [y[0], y[0], y[1]]);
-        self.push(Code::VEX_Vpackssdw_ymm_ymm_ymmm256, [y[2], y[2], y[3]]);
-        let code = if signed { Code::VEX_Vpacksswb_ymm_ymm_ymmm256 } else { Code::VEX_Vpackuswb_ymm_ymm_ymmm256 };
-        self.push(code, [y[0], y[0], y[2]]);
         // The lower 128 bits hold the first four bytes of each vector, the upper the last four.
-        let [low, high, last] = [a, b, c].map(|v| Operand::Vec(v, View::X));
-        self.push(Code::VEX_Vextracti128_xmmm128_ymm_imm8, [high, y[0], Operand::Imm(OpKind::Immediate8, 1)]);
+        let [low, high, last] = [first, second, third].map(|v| Operand::Vec(v, View::X));
+        self.push(Code::VEX_Vextracti128_xmmm128_ymm_imm8, [high, Operand::Vec(first, View::Y), part(1)]);
         self.push(Code::VEX_Vpunpckhdq_xmm_xmm_xmmm128, [last, low, high]);
         self.push(Code::VEX_Vpunpckldq_xmm_xmm_xmmm128, [low, low, high]);
         for (pair, value) in to.chunks(2).zip([low, last]) {
             self.push(Code::VEX_Vmovq_xmmm64_xmm, [Operand::Mem(pair[0]), value]);
             self.push(Code::VEX_Vmovhps_m64_xmm, [Operand::Mem(pair[1]), value]);
+        }
+    }
+
+    /// Packs two to four vectors of i32 lanes into the first, as bytes with saturation and then within `limits` in every
+    /// byte: in each 128 bits, four bytes of every vector. Overwrites all.
+    fn pack_bytes(&mut self, vectors: &[V], signed: bool, limits: [Option<Mem>; 2]) {
+        let &[a, b, ref rest @ ..] = vectors else { return };
+        self.binary(Binary::PackI32, a, a, b);
+        let upper = rest.first().map_or(a, |&c| {
+            let d = rest.get(1).copied().unwrap_or(c);
+            self.binary(Binary::PackI32, c, c, d);
+            c
+        });
+        let [pack, max, min] = if signed {
+            [Binary::PackI16, Binary::MaxI8, Binary::MinI8]
+        } else {
+            [Binary::PackI16ToU8, Binary::MaxU8, Binary::MinU8]
+        };
+        self.binary(pack, a, a, upper);
+        for (op, limit) in [max, min].into_iter().zip(limits) {
+            if let Some(limit) = limit {
+                self.binary(op, a, a, limit);
+            }
         }
     }
 
@@ -434,7 +467,7 @@ impl Asm {
 
     /// A word of the argument's table.
     pub fn argument(&mut self, table: Gpr, word: usize) -> Gpr {
-        self.load_word(Mem::at(table, 8 * word))
+        self.load_word(Mem::word(table, word))
     }
 }
 

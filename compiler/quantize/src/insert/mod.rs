@@ -4,7 +4,7 @@
 //! * weights are integer constants under a `dequantize`, one scale per output channel ([`crate::weights`]);
 //! * biases stay floats, so that whoever lowers them chooses the accumulator's scale s_x * s_w;
 //! * every stored activation passes through a `quantize` and a `dequantize`; which ones, and how wide, is
-//!   told by [`needs`], their scales by [`format`];
+//!   told by [`needs`], their scales by [`format`] and [`streams`];
 //! * clamps stand between accumulator and `quantize`, and movements and max-pools read and give stored values.
 //!
 //! The zero point is 0 throughout. The graph's float meaning under the interpreter is the network with
@@ -13,6 +13,7 @@
 mod format;
 mod grid;
 mod needs;
+mod streams;
 #[cfg(test)]
 mod tests;
 
@@ -24,6 +25,7 @@ use self::format::{Format, Span};
 pub(crate) use self::grid::{ActivationGrid, activation_grids};
 use self::needs::Needs;
 pub(crate) use self::needs::is_fused_clamp;
+use self::streams::Streams;
 use crate::bias::corrected_bias;
 use crate::calibrate::{Calibration, Method, value_names};
 use crate::error::QuantizeError;
@@ -69,13 +71,15 @@ pub fn insert(
 ) -> Result<Graph, QuantizeError> {
     check_operators(graph)?;
     let layers: Layers = plan.resolve(graph)?.into_iter().collect();
+    let needs = Needs::new(graph, &layers, plan.residual_bits());
     let mut inserter = Inserter {
         graph,
         calibration,
         options,
         layers: &layers,
         names: value_names(graph),
-        needs: Needs::new(graph, &layers, plan.residual_bits()),
+        streams: Streams::new(graph, &needs),
+        needs,
         known: known_bounds(graph, calibration)?,
         carried: BTreeMap::new(),
         copies: Vec::new(),
@@ -94,6 +98,7 @@ struct Inserter<'a> {
     layers: &'a Layers,
     names: Vec<String>,
     needs: Needs<'a>,
+    streams: Streams,
     known: Vec<Bounds>,
     /// What stands for each old value.
     carried: BTreeMap<ValueId, Carried>,
@@ -131,7 +136,10 @@ impl Inserter<'_> {
         let Some(storage) = self.needs.storage(id) else {
             return Ok((raw, None));
         };
-        let format = self.format(id, storage.anchor.unwrap_or(id), storage.bits)?;
+        let mut format = self.format(id, storage.anchor.unwrap_or(id), storage.bits)?;
+        for member in self.streams.others(self.graph, id) {
+            format.scale = format.scale.max(self.format(member, member, storage.bits)?.scale);
+        }
         Ok((self.quantized(new, id, raw, format)?, Some(format)))
     }
 

@@ -152,12 +152,7 @@ impl Lowering<'_> {
         let mut total: Option<ValueId> = None;
         for term in &sum.terms {
             let zero = if total.is_none() { target.zero } else { 0 };
-            let dyadics = self.dyadics(term, &target.scale)?;
-            let mut op = self.requant(term, zero, Range::new(i64::MIN, i64::MAX), Elem::I32);
-            let image = dyadics.image(&op, self.new.ty(term.value).int_range()?).clamped(-bound, bound);
-            (op.lo, op.hi) = (image.lo, image.hi);
-            let source = self.new.name(term.value).to_string();
-            let branch = self.emit_requant(&source, op, term.value, &dyadics)?;
+            let branch = self.branch(term, target, zero, Range::new(-bound, bound))?;
             total = Some(match total {
                 None => branch,
                 Some(total) => self.emit(name, Add {}, &[total, branch])?,
@@ -165,6 +160,20 @@ impl Lowering<'_> {
         }
         let total = total.ok_or_else(|| Obstacle::new("an empty sum", "at least one term"))?;
         Ok(self.emit(name, Clamp { lo: range.lo, hi: range.hi, elem: target.elem }, &[total])?)
+    }
+
+    /// A term in the target's scale, with this zero point and within these bounds; itself if it is so already.
+    fn branch(&mut self, term: &Term, target: &Target, zero: i32, bounds: Range) -> Result<ValueId, Obstacle> {
+        let range = self.new.ty(term.value).int_range()?;
+        if term.scale == target.scale && term.zero == zero && bounds.contains(range) {
+            return Ok(term.value);
+        }
+        let dyadics = self.dyadics(term, &target.scale)?;
+        let mut op = self.requant(term, zero, Range::new(i64::MIN, i64::MAX), Elem::I32);
+        let image = dyadics.image(&op, range).clamped(bounds.lo, bounds.hi);
+        (op.lo, op.hi) = (image.lo, image.hi);
+        let source = self.new.name(term.value).to_string();
+        self.emit_requant(&source, op, term.value, &dyadics)
     }
 
     /// The ratio of scales as dyadic numbers.

@@ -13,7 +13,7 @@ use hawqc_ir::{Elem, KernelSpec, Tensor};
 use hawqc_schedules::{DepthwiseGeometry, DepthwiseSchedule, Machine};
 
 use super::epilogue::{Hold, WideEpilogue};
-use super::micro::store;
+use super::store::Pixels;
 use super::{call, ints};
 use crate::asm::{Asm, AsmError, Binary, Gpr, Isa, Mem, Shift, Src, V, Widen};
 use crate::error::Unsupported;
@@ -242,12 +242,12 @@ impl Depthwise {
         let mut pointers = epilogue.pointers(a, (table, TILE_WORDS), literals);
         let free = self.isa.registers().saturating_sub(mr + epilogue.temporaries());
         let bytes = self.isa.bytes();
+        let pixels = Pixels { dst: self.dst, to: dst, channels: self.geometry.channels, literals };
         a.repeat(self.schedule.vectors, |a| {
             let sums = self.products(a, mr, src, weights, start);
             epilogue.hold(a, &mut pointers, Hold::Vector, free);
-            let results = sums.iter().enumerate().map(|(pixel, &sum)| epilogue.emit(a, &pointers, pixel, &[sum])[0]);
-            let results: Vec<V> = results.collect();
-            store_pixels(a, self.dst, (dst, self.geometry.channels), &results, (epilogue, literals));
+            let sums: Vec<(usize, V)> = sums.into_iter().enumerate().collect();
+            pixels.finish(a, epilogue, &pointers, &sums);
             a.add_int(src, self.isa.lanes() * PAIR_BYTES);
             a.add_int(weights, self.vector_bytes());
             a.add_int(start, bytes);
@@ -363,27 +363,6 @@ impl Depthwise {
             a.add(from1, skip1);
         });
         asm.finish()
-    }
-}
-
-/// Stores a vector of channels of each of consecutive pixels.
-fn store_pixels(
-    a: &mut Asm,
-    dst: Elem,
-    (to, channels): (Gpr, usize),
-    results: &[V],
-    (epilogue, literals): (&WideEpilogue, Gpr),
-) {
-    let at = |pixel: usize| Mem::at(to, pixel * channels * dst.bytes());
-    let mut pixel = 0;
-    while pixel < results.len() {
-        if let (1, [p, q, r, s, ..]) = (dst.bytes(), &results[pixel..]) {
-            a.store_bytes_apart([0, 1, 2, 3].map(|i| at(pixel + i)), [*p, *q, *r, *s], dst.is_signed());
-            pixel += 4;
-        } else {
-            store(a, dst, at(pixel), &results[pixel..=pixel], (epilogue, literals));
-            pixel += 1;
-        }
     }
 }
 

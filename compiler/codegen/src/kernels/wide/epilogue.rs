@@ -287,6 +287,24 @@ impl WideEpilogue {
         sums.iter().enumerate().map(vector).collect()
     }
 
+    /// The same for a pixel that the pointers are at and whose `vectors` sums are in memory, one behind the other.
+    pub fn emit_loading(&self, asm: &mut Asm, pointers: &Pointers, vectors: usize, sums: Mem) -> Vec<V> {
+        let packs = self.packs(asm.isa, vectors);
+        let vector = |vector: usize| {
+            let sum = asm.vec();
+            asm.load(sum, Mem { disp: sums.disp + (vector * asm.isa.bytes()) as i32, ..sums });
+            self.vector(asm, pointers, 0, (vector, packs), Some(sum))
+        };
+        (0..vectors).map(vector).collect()
+    }
+
+    /// Emits the steps for the sum of the pointers' vector of channels of a pixel, for a store that packs it with others and
+    /// enforces [`WideEpilogue::byte_limits`].
+    pub fn emit_packed(&self, asm: &mut Asm, pointers: &Pointers, pixel: usize, sum: V) -> V {
+        let channels = self.spec.result().shape.last().copied().unwrap_or(1);
+        self.vector(asm, pointers, pixel * channels, (0, true), Some(sum))
+    }
+
     /// Emits the steps for the sum of one vector of channels, `vector` vectors behind the pointers', of a pixel, `pixel`
     /// pixels behind them.
     pub fn emit_one(&self, asm: &mut Asm, pointers: &Pointers, pixel: usize, vector: usize, sum: V) -> V {

@@ -6,13 +6,16 @@
 //! bytes (a row of taps), an offset for each run; weights as `[run][step][vector]`.
 //!
 //! A *step* is four bytes of every pixel, repeated in all lanes and multiplied with one vector of weights for
-//! each vector of output channels; vectors of other groups have other inputs ([`Inputs`]). `Sum16` adds the 16-bit pairs of a window of steps before widening; its 32-bit
-//! sums wait in the frame.
+//! each vector of output channels; vectors of other groups have other inputs ([`Inputs`]). `Sum16` adds the 16-bit pairs
+//! of a window of steps before widening; its 32-bit sums wait in the frame.
+
+use std::ops::Range;
 
 use hawqc_ir::Elem;
 use hawqc_schedules::{Multiply, Spread};
 
-use super::epilogue::{Hold, WideEpilogue, pack_orders_at};
+use super::epilogue::{Hold, WideEpilogue};
+use super::store::store;
 use super::window::Window;
 use crate::asm::{Asm, AsmError, Binary, Gpr, Isa, Mem, Shift, Src, V, Widen};
 
@@ -30,10 +33,12 @@ pub enum Word {
     Literals,
     /// Bytes from the weights to what is asked for while they are read ([`Ahead`]).
     Ahead,
+    /// Number of tiles ([`Micro::assemble_several`]).
+    Tiles,
 }
 
 /// Words before the epilogue's.
-pub const FIXED_WORDS: usize = 8;
+pub const FIXED_WORDS: usize = 9;
 
 /// How the weights that a kernel reads become operands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -87,7 +92,7 @@ pub struct Micro<'a> {
 const PREFETCH_BYTES: usize = 4096;
 const CACHE_LINE: usize = 64;
 /// Steps that the inner loop holds.
-const UNROLL: usize = 4;
+pub(super) const UNROLL: usize = 4;
 
 /// How tiles ask for the weights that follow theirs: each for its share of every round of the inner loop, so that memory
 /// is asked evenly. Where many tiles read the same weights they come from a near cache anyway.
@@ -112,14 +117,22 @@ impl Ahead {
     }
 }
 
-struct Tile {
-    mr: usize,
-    nr: usize,
+/// A function under construction with the registers of its tile.
+pub(super) struct TileCode {
+    pub asm: Asm,
+    pub table: Gpr,
+    pub literals: Gpr,
+    pub tile: Tile,
+}
+
+pub(super) struct Tile {
+    pub mr: usize,
+    pub nr: usize,
     /// Sums, `[pixel][vector]`.
-    acc: Vec<V>,
-    pixels: Vec<Gpr>,
-    offset: Gpr,
-    weights: Gpr,
+    pub acc: Vec<V>,
+    pub pixels: Vec<Gpr>,
+    pub offset: Gpr,
+    pub weights: Gpr,
     input: V,
     products: Vec<V>,
     /// Registers for the weights of a step; empty where they are read as operands.
@@ -128,7 +141,7 @@ struct Tile {
     ones: Option<V>,
     /// `Nibbles`: the mask of a low half, and the excess.
     nibble: Option<[V; 2]>,
-    ahead: Option<(Ahead, Gpr)>,
+    pub ahead: Option<(Ahead, Gpr)>,
 }
 
 impl Micro<'_> {
@@ -142,107 +155,131 @@ impl Micro<'_> {
 
     /// The code of a tile of `mr` pixels by `nr` vectors.
     pub fn assemble(&self, mr: usize, nr: usize) -> Result<Vec<u8>, AsmError> {
-        let steps = self.runs * self.steps;
+        self.asking(mr, nr, |ahead| {
+            let TileCode { mut asm, table, literals, tile } = self.open(mr, nr, ahead);
+            self.whole_tile(&mut asm, table, literals, &tile);
+            asm.finish()
+        })
+    }
+
+    /// `code` with tiles that ask for weights ahead where that is useful and registers allow.
+    pub(super) fn asking(
+        &self,
+        mr: usize,
+        nr: usize,
+        code: impl Fn(Option<Ahead>) -> Result<Vec<u8>, AsmError>,
+    ) -> Result<Vec<u8>, AsmError> {
         // A tile of one pixel has its own way.
-        let ahead = Ahead::new(self.readers, steps, self.step_bytes(nr)).filter(|_| mr > 1);
-        match self.assemble_asking(mr, nr, ahead) {
+        let ahead = Ahead::new(self.readers, self.runs * self.steps, self.step_bytes(nr)).filter(|_| mr > 1);
+        match code(ahead) {
             // A large tile may leave no register for the distance.
-            Err(AsmError::Registers { .. }) if ahead.is_some() => self.assemble_asking(mr, nr, None),
+            Err(AsmError::Registers { .. }) if ahead.is_some() => code(None),
             done => done,
         }
     }
 
-    fn assemble_asking(&self, mr: usize, nr: usize, ahead: Option<Ahead>) -> Result<Vec<u8>, AsmError> {
+    /// A function that has loaded what tiles share.
+    pub(super) fn open(&self, mr: usize, nr: usize, ahead: Option<Ahead>) -> TileCode {
         let (mut asm, table) = Asm::new(self.isa);
-        let asm = &mut asm;
         asm.set_even_mask();
         let literals = asm.argument(table, Word::Literals as usize);
-        let mut tile = self.tile(asm, table, literals, mr, nr);
-        tile.ahead = ahead.map(|ahead| (ahead, asm.argument(table, Word::Ahead as usize)));
-        let slots = self.start(asm, table, &tile);
-        self.prefetch_results(asm, table, mr, nr);
+        let mut tile = self.tile(&mut asm, mr, nr);
+        tile.ahead = ahead.map(|ahead| (ahead, asm.gpr()));
+        TileCode { asm, table, literals, tile }
+    }
+
+    /// A tile from its addresses to its results.
+    pub(super) fn whole_tile(&self, asm: &mut Asm, table: Gpr, literals: Gpr, tile: &Tile) {
+        self.begin(asm, table, tile);
+        let slots = self.start(asm, table, tile);
+        self.prefetch_results(asm, table, 0..tile.mr, tile.nr);
         let runs = asm.argument(table, Word::Runs as usize);
         asm.repeat(self.runs, |asm| {
-            asm.load_int(tile.offset, Mem::at(runs, 0));
-            asm.add_int(runs, 4);
-            match (self.multiply, self.window) {
-                (Multiply::Sum16, Window::Steps(window)) => {
-                    let (whole, rest) = (self.steps / window, self.steps % window);
-                    if whole > 0 {
-                        asm.repeat(whole, |asm| {
-                            self.steps(asm, &tile, window);
-                            self.widen(asm, &tile, literals, &slots);
-                        });
-                    }
-                    if rest > 0 {
-                        self.steps(asm, &tile, rest);
-                        self.widen(asm, &tile, literals, &slots);
-                    }
-                }
-                (Multiply::Sum16, Window::Run) => {
-                    self.steps(asm, &tile, self.steps);
-                    self.widen(asm, &tile, literals, &slots);
-                }
-                _ => self.steps(asm, &tile, self.steps),
-            }
+            begin_run(asm, tile, runs);
+            self.run(asm, tile, literals, &slots);
         });
         if self.multiply == Multiply::Sum16 {
-            self.last_widening(asm, table, &tile, literals, &slots);
+            self.last_widening(asm, table, tile, literals, &slots);
         }
+        self.order_channels(asm, table, tile);
+        self.finish(asm, table, tile);
+    }
+
+    /// The products of a run, and its sums of 16 bits widened where they must be.
+    fn run(&self, asm: &mut Asm, tile: &Tile, literals: Gpr, slots: &[Mem]) {
+        match (self.multiply, self.window) {
+            (Multiply::Sum16, Window::Steps(window)) => {
+                let (whole, rest) = (self.steps / window, self.steps % window);
+                if whole > 0 {
+                    asm.repeat(whole, |asm| {
+                        self.steps(asm, tile, window);
+                        self.widen(asm, tile, literals, slots);
+                    });
+                }
+                if rest > 0 {
+                    self.steps(asm, tile, rest);
+                    self.widen(asm, tile, literals, slots);
+                }
+            }
+            (Multiply::Sum16, Window::Run) => {
+                self.steps(asm, tile, self.steps);
+                self.widen(asm, tile, literals, slots);
+            }
+            _ => self.steps(asm, tile, self.steps),
+        }
+    }
+
+    /// Brings sums into the order of channels.
+    pub(super) fn order_channels(&self, asm: &mut Asm, table: Gpr, tile: &Tile) {
         if let Some((_, order)) = self.inputs.spread {
             let order = Mem::at(asm.argument(table, Word::Literals as usize), order);
             asm.load(tile.input, order);
             tile.acc.iter().for_each(|&acc| asm.binary(Binary::Permute, acc, tile.input, acc));
         }
-        let acc = std::mem::take(&mut tile.acc);
+    }
+
+    /// The epilogue on a tile's sums.
+    fn finish(&self, asm: &mut Asm, table: Gpr, tile: &Tile) {
         let literals = asm.argument(table, Word::Literals as usize);
         let dst = asm.argument(table, Word::Dst as usize);
         let row_bytes = self.channels * self.dst.bytes();
         let mut pointers = self.epilogue.pointers(asm, (table, FIXED_WORDS), literals);
-        let free = self.isa.registers().saturating_sub(acc.len() + self.epilogue.temporaries());
+        let free = self.isa.registers().saturating_sub(tile.acc.len() + self.epilogue.temporaries());
         self.epilogue.hold(asm, &mut pointers, Hold::Uniform, free);
-        for (pixel, sums) in acc.chunks(nr).enumerate() {
+        for (pixel, sums) in tile.acc.chunks(tile.nr).enumerate() {
             let results = self.epilogue.emit(asm, &pointers, pixel, sums);
             store(asm, self.dst, Mem::at(dst, pixel * row_bytes), &results, (self.epilogue, literals));
         }
-        std::mem::replace(asm, Asm::new(self.isa).0).finish()
     }
 
     /// Asks for what the epilogue will touch. From one pixel to the next it is too far for the hardware to guess.
-    fn prefetch_results(&self, asm: &mut Asm, table: Gpr, mr: usize, nr: usize) {
-        let operands = self.epilogue.operand_bytes().into_iter().enumerate().map(|(i, bytes)| (FIXED_WORDS + i, bytes));
-        for (word, bytes) in operands.chain([(Word::Dst as usize, self.dst.bytes())]) {
+    pub(super) fn prefetch_results(&self, asm: &mut Asm, table: Gpr, pixels: Range<usize>, nr: usize) {
+        for (word, bytes) in self.result_words() {
             let first = asm.argument(table, word);
-            for pixel in 0..mr {
+            for pixel in pixels.clone() {
                 let of_pixel = (0..nr * self.isa.lanes() * bytes).step_by(CACHE_LINE);
                 of_pixel.for_each(|at| asm.prefetch(Mem::at(first, pixel * self.channels * bytes + at)));
             }
         }
     }
 
-    fn tile(&self, asm: &mut Asm, table: Gpr, literals: Gpr, mr: usize, nr: usize) -> Tile {
+    /// The words that lead to results and to what is combined with them, and the bytes of an element.
+    pub(super) fn result_words(&self) -> Vec<(usize, usize)> {
+        let operands = self.epilogue.operand_bytes().into_iter().enumerate().map(|(i, bytes)| (FIXED_WORDS + i, bytes));
+        operands.chain([(Word::Dst as usize, self.dst.bytes())]).collect()
+    }
+
+    /// Whether one instruction forms and sums products.
+    pub(super) fn is_dot(&self) -> bool {
+        self.multiply == Multiply::Dot || self.multiply == Multiply::I16 && self.dot
+    }
+
+    pub(super) fn tile(&self, asm: &mut Asm, mr: usize, nr: usize) -> Tile {
         let acc = asm.vecs(mr * nr);
-        let src = asm.argument(table, Word::Src as usize);
-        let offsets = asm.argument(table, Word::Pixels as usize);
-        let pixels: Vec<Gpr> = (0..mr)
-            .map(|p| {
-                let pixel = asm.gpr();
-                asm.load_int(pixel, Mem::at(offsets, 4 * p));
-                asm.add(pixel, src);
-                pixel
-            })
-            .collect();
-        let weights = asm.argument(table, Word::Weights as usize);
-        let (offset, input) = (asm.gpr(), asm.vec());
+        let pixels = (0..mr).map(|_| asm.gpr()).collect();
+        let (weights, offset, input) = (asm.gpr(), asm.gpr(), asm.vec());
         let ones = (self.multiply == Multiply::Sum32).then(|| asm.vec());
-        if let Some(ones) = ones {
-            asm.load(ones, Mem::at(literals, 0));
-        }
         let nibble = (self.load == Load::Nibbles).then(|| [asm.vec(), asm.vec()]);
-        if let Some([mask, excess]) = nibble {
-            asm.load(mask, Mem::at(literals, self.epilogue.nibble_mask(self.isa)));
-            asm.load(excess, Mem::at(literals, self.epilogue.nibble_excess(self.isa)));
-        }
         let needed = Micro::registers_holding_weights(self.multiply, self.load, mr, nr);
         let holds = self.load != Load::Direct || mr > 1 && needed <= self.isa.registers();
         let held = if holds { asm.vecs(nr) } else { Vec::new() };
@@ -253,20 +290,42 @@ impl Micro<'_> {
         Tile { mr, nr, acc, pixels, offset, weights, input, products, held, ones, nibble, ahead: None }
     }
 
+    /// Addresses of a tile's inputs and weights, and the constants of its products, whose registers its epilogue may need.
+    pub(super) fn begin(&self, asm: &mut Asm, table: Gpr, tile: &Tile) {
+        let src = asm.argument(table, Word::Src as usize);
+        let offsets = asm.argument(table, Word::Pixels as usize);
+        for (p, &pixel) in tile.pixels.iter().enumerate() {
+            asm.load_int(pixel, Mem::at(offsets, 4 * p));
+            asm.add(pixel, src);
+        }
+        asm.reload_word(tile.weights, Mem::word(table, Word::Weights as usize));
+        let literals = asm.argument(table, Word::Literals as usize);
+        if let Some(ones) = tile.ones {
+            asm.load(ones, Mem::at(literals, 0));
+        }
+        if let Some([mask, excess]) = tile.nibble {
+            asm.load(mask, Mem::at(literals, self.epilogue.nibble_mask(self.isa)));
+            asm.load(excess, Mem::at(literals, self.epilogue.nibble_excess(self.isa)));
+        }
+        if let Some((_, distance)) = tile.ahead {
+            asm.reload_word(distance, Mem::word(table, Word::Ahead as usize));
+        }
+    }
+
     /// Bytes of the weights of a step, as they are read.
-    fn step_bytes(&self, nr: usize) -> usize {
+    pub(super) fn step_bytes(&self, nr: usize) -> usize {
         let operands = nr * self.isa.bytes();
         if self.load == Load::Direct { operands } else { operands / 2 }
     }
 
     /// Initial sums; the frame's places for 32-bit sums where 16-bit ones are widened more than once.
-    fn start(&self, asm: &mut Asm, table: Gpr, tile: &Tile) -> Vec<Mem> {
+    pub(super) fn start(&self, asm: &mut Asm, table: Gpr, tile: &Tile) -> Vec<Mem> {
         let start = asm.argument(table, Word::Start as usize);
         let at = |v: usize| Mem::at(start, v * self.isa.bytes());
         if self.multiply != Multiply::Sum16 {
-            for (index, &acc) in tile.acc.iter().enumerate() {
-                asm.load(acc, at(index % tile.nr));
-            }
+            let (first, others) = tile.acc.split_at(tile.nr);
+            first.iter().enumerate().for_each(|(v, &acc)| asm.load(acc, at(v)));
+            others.iter().zip(first.iter().cycle()).for_each(|(&acc, &start)| asm.copy(acc, start));
             return Vec::new();
         }
         let mut slots = Vec::new();
@@ -283,7 +342,7 @@ impl Micro<'_> {
     }
 
     /// `count` steps, the offset and the weights' address advancing.
-    fn steps(&self, asm: &mut Asm, tile: &Tile, count: usize) {
+    pub(super) fn steps(&self, asm: &mut Asm, tile: &Tile, count: usize) {
         let (whole, rest) = (count / UNROLL, count % UNROLL);
         let block = |asm: &mut Asm, steps: usize| {
             for step in 0..steps {
@@ -308,7 +367,7 @@ impl Micro<'_> {
         }
     }
 
-    fn step(&self, asm: &mut Asm, tile: &Tile, step: usize) {
+    pub(super) fn step(&self, asm: &mut Asm, tile: &Tile, step: usize) {
         let at = step * self.step_bytes(tile.nr);
         self.load_weights(asm, tile, at);
         let section = self.inputs.section.min(tile.nr);
@@ -416,6 +475,12 @@ impl Micro<'_> {
     }
 }
 
+/// The offset of the next run.
+pub(super) fn begin_run(asm: &mut Asm, tile: &Tile, runs: Gpr) {
+    asm.load_int(tile.offset, Mem::at(runs, 0));
+    asm.add_int(runs, 4);
+}
+
 /// The two vectors of i8 in `packed` ([`Load::Nibbles`]); `low` may be `packed`.
 fn unpack_nibbles(asm: &mut Asm, packed: V, low: V, high: V, [mask, excess]: [V; 2]) {
     asm.shift(Shift::RightU16, high, packed, 4);
@@ -423,43 +488,6 @@ fn unpack_nibbles(asm: &mut Asm, packed: V, low: V, high: V, [mask, excess]: [V;
     asm.binary(Binary::And, high, high, mask);
     asm.binary(Binary::SubI8, low, low, excess);
     asm.binary(Binary::SubI8, high, high, excess);
-}
-
-/// Stores the results of an epilogue for one pixel, narrowed with saturation.
-pub fn store(asm: &mut Asm, dst: Elem, to: Mem, mut vectors: &[V], (epilogue, literals): (&WideEpilogue, Gpr)) {
-    let lanes = asm.isa.lanes();
-    let orders = pack_orders_at(asm.isa, literals);
-    if let (true, Some([order, _])) = (epilogue.packs(asm.isa, vectors.len()), orders) {
-        let limits = epilogue.byte_limits().map(|limit| limit.map(|limit| epilogue.at(asm.isa, literals, limit)));
-        return asm.store_bytes_packed(to, vectors, dst.is_signed(), order, limits);
-    }
-    let mut to = to;
-    while !vectors.is_empty() {
-        let stored = match (dst.bytes(), vectors, orders) {
-            (1, &[a, b, ..], _) => {
-                asm.store_bytes_pair(to, [a, b], dst.is_signed());
-                2
-            }
-            (1, _, _) => {
-                asm.store_bytes(to, vectors[0], dst.is_signed());
-                1
-            }
-            (2, &[a, b, ..], Some([_, order])) => {
-                asm.store_i16_pair(to, [a, b], order);
-                2
-            }
-            (2, _, _) => {
-                asm.store_i16(to, vectors[0]);
-                1
-            }
-            _ => {
-                asm.store(to, vectors[0]);
-                1
-            }
-        };
-        vectors = &vectors[stored..];
-        to.disp += (stored * lanes * dst.bytes()) as i32;
-    }
 }
 
 /// A leaf function that turns packed weights into operands once for many tiles. Its table: where from, where

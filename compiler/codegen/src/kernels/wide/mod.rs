@@ -15,7 +15,9 @@ pub mod pointwise;
 pub mod pool;
 mod positions;
 mod requant;
+mod several;
 mod source;
+mod store;
 pub mod strassen;
 mod transform;
 mod window;
@@ -63,10 +65,19 @@ struct Wide {
     load: Load,
     /// Whether weights are turned into operands before the tiles run.
     expands: bool,
-    /// `(pixels, vectors)` of each inner kernel, in the order of the leaves.
-    tiles: Vec<(usize, usize)>,
+    /// The inner kernels, in the order of the leaves.
+    inner: Vec<Inner>,
     operand_bytes: Vec<usize>,
     table_strides: Vec<usize>,
+}
+
+/// An inner kernel.
+#[derive(PartialEq)]
+struct Inner {
+    pixels: usize,
+    vectors: usize,
+    /// Whether it computes more than one tile.
+    several: bool,
 }
 
 pub(super) fn lower(
@@ -114,7 +125,7 @@ pub(super) fn lower(
         depth: run_offsets.len() * steps,
         load,
         expands,
-        tiles: Vec::new(),
+        inner: Vec::new(),
         operand_bytes: epilogue.operand_bytes(),
         table_strides: epilogue.table_strides(isa),
         source,
@@ -372,9 +383,12 @@ impl Wide {
         let mut leaves = Vec::new();
         for &m in &pixels {
             for &n in vectors.iter().filter(|&&n| n > 0) {
-                let code = micro.assemble(m, n)?;
-                leaves.push(Leaf { name: format!("{m}x{n}"), code });
-                self.tiles.push((m, n));
+                leaves.push(Leaf { name: format!("{m}x{n}"), code: micro.assemble(m, n)? });
+                self.inner.push(Inner { pixels: m, vectors: n, several: false });
+                if self.unit_pixels().iter().any(|pixels| m == mr && pixels / mr > 1) {
+                    leaves.push(Leaf { name: format!("{m}x{n}.several"), code: micro.assemble_several(m, n)? });
+                    self.inner.push(Inner { pixels: m, vectors: n, several: true });
+                }
             }
         }
         if self.expands {
@@ -384,8 +398,9 @@ impl Wide {
         Ok(leaves)
     }
 
-    fn leaf(&self, frame: &Frame, pixels: usize, vectors: usize) -> Result<FuncRef, Unsupported> {
-        let found = self.tiles.iter().position(|&t| t == (pixels, vectors)).and_then(|i| frame.leaves.get(i));
+    fn leaf(&self, frame: &Frame, inner: Inner) -> Result<FuncRef, Unsupported> {
+        let Inner { pixels, vectors, .. } = inner;
+        let found = self.inner.iter().position(|known| *known == inner).and_then(|i| frame.leaves.get(i));
         found.copied().ok_or_else(|| Unsupported::new(format!("no inner kernel of {pixels} x {vectors}")))
     }
 }
@@ -502,18 +517,18 @@ impl Wide {
     ) -> Result<(), Unsupported> {
         let mr = self.schedule.mr;
         let (whole, rest) = (unit.pixels / mr, unit.pixels % mr);
+        let mut run = |first: usize, tiles: usize, pixels: usize| {
+            let leaf = self.leaf(frame, Inner { pixels, vectors, several: tiles > 1 })?;
+            let tile = c.int(first);
+            let weights = (weights, self.ahead(c, vectors, tile));
+            self.tile(c, frame, unit, (block, weights), (tile, tiles), leaf);
+            Ok::<(), Unsupported>(())
+        };
         if whole > 0 {
-            let leaf = self.leaf(frame, mr, vectors)?;
-            c.count(whole, 1, |c, tile| {
-                let weights = (weights, self.ahead(c, vectors, tile));
-                self.tile(c, frame, unit, (block, weights), tile, leaf);
-            });
+            run(0, whole, mr)?;
         }
         if rest > 0 {
-            let leaf = self.leaf(frame, rest, vectors)?;
-            let tile = c.int(whole);
-            let weights = (weights, self.ahead(c, vectors, tile));
-            self.tile(c, frame, unit, (block, weights), tile, leaf);
+            run(whole, 1, rest)?;
         }
         Ok(())
     }
@@ -524,13 +539,14 @@ impl Wide {
         distance(c, ahead, tile)
     }
 
+    /// Runs `leaf` for `tiles` tiles from `tile` on.
     fn tile(
         &self,
         c: &mut Code,
         frame: &Frame,
         unit: &Unit,
         (block, (weights, ahead)): (Value, (Value, Value)),
-        tile: Value,
+        (tile, tiles): (Value, usize),
         leaf: FuncRef,
     ) {
         let pixel = c.mul_int(tile, self.schedule.mr);
@@ -547,6 +563,7 @@ impl Wide {
         words[Word::Runs as usize] = frame.tables[RUNS];
         words[Word::Literals as usize] = frame.tables[LITERALS];
         words[Word::Ahead as usize] = ahead;
+        words[Word::Tiles as usize] = c.int(tiles);
         for (i, &bytes) in self.operand_bytes.iter().enumerate() {
             words.push(c.offset(frame.operands[1 + i], element, bytes));
         }

@@ -7,7 +7,7 @@ use hawqc_ir::{Elem, KernelSpec, Tensor};
 use hawqc_schedules::Machine;
 
 use super::epilogue::{Hold, WideEpilogue};
-use super::micro::store;
+use super::store::store;
 use super::{call, isa_for};
 use crate::asm::{Asm, AsmError, Isa, Mem};
 use crate::error::Unsupported;

@@ -10,7 +10,7 @@ use hawqc_ir::{Arg, Elem, KernelSpec, Op, Range, Tensor, Window};
 use hawqc_schedules::Machine;
 
 use super::epilogue::{WideEpilogue, load_values};
-use super::micro::store;
+use super::store::store;
 use super::{call, isa_for};
 use crate::asm::{Asm, AsmError, Binary, Gpr, Isa, Mem, V};
 use crate::error::Unsupported;

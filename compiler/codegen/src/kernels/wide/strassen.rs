@@ -14,8 +14,8 @@ use hawqc_schedules::strassen::{INPUTS, Levels, OUTPUTS, Sum, prove};
 use hawqc_schedules::{ConvGeometry, Machine, Multiply, StrassenSchedule};
 
 use super::epilogue::{Hold, WideEpilogue, splat_byte};
-use super::micro::store;
 use super::positions::{Buffers, FIRST_EPILOGUE_TABLE, LITERALS, Positions};
+use super::store::store;
 use super::window::Window;
 use super::{MACS_PER_WORK, call};
 use crate::asm::{Asm, AsmError, Binary, Isa, Mem, V};

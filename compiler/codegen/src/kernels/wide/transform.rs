@@ -9,7 +9,7 @@ use hawqc_ir::Elem;
 use hawqc_schedules::winograd::{Lane, Op, Program, Winograd2d};
 
 use super::epilogue::{Hold, WideEpilogue, splat_byte};
-use super::micro::store;
+use super::store::Pixels;
 use crate::asm::{Asm, AsmError, Binary, Gpr, Isa, Mem, Shift, V};
 
 /// Words of [`assemble_output`]'s table before the epilogue's: the tile's sums, its first output, the number of
@@ -17,7 +17,7 @@ use crate::asm::{Asm, AsmError, Binary, Gpr, Isa, Mem, Shift, V};
 pub const OUTPUT_WORDS: usize = 4;
 
 /// Registers left to the last pass of an output transform: no program holds so many values at once.
-const PROGRAM_REGISTERS: usize = 18;
+const PROGRAM_REGISTERS: usize = 21;
 
 /// Lanes that a program runs in.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -160,6 +160,11 @@ pub fn assemble_input(
     let (down, across) = (transform.rows.input_program(), transform.cols.input_program());
     let slots: Vec<Mem> = (0..height * width).map(|_| a.frame_slot()).collect();
     a.repeat_down(vectors, |a| {
+        // The next vector of channels, or the next tile's first, which follows. Stores to lines that are not near wait for
+        // each other.
+        for position in 0..height * width {
+            a.prefetch(Mem::at(to, position * layout.position + isa.bytes()));
+        }
         for j in 0..width {
             let load = |a: &mut Asm, i: usize| {
                 let value = a.vec();
@@ -224,6 +229,9 @@ pub fn assemble_output(
     let divisor = transform.divisor();
     let [rows, columns] = outputs.valid;
     let slots: Vec<Mem> = (0..rows * width).map(|_| a.frame_slot()).collect();
+    for (i, j) in (0..rows).flat_map(|i| (0..columns).map(move |j| (i, j))) {
+        a.prefetch(Mem::at(to, (i * outputs.columns + j) * outputs.channels * outputs.dst.bytes()));
+    }
     a.repeat_down(vectors, |a| {
         for j in 0..width {
             let load = |a: &mut Asm, i: usize| {
@@ -239,6 +247,8 @@ pub fn assemble_output(
         debug_assert!(height >= rows);
         let free = isa.registers().saturating_sub(PROGRAM_REGISTERS + epilogue.temporaries());
         epilogue.hold(a, &mut pointers, Hold::Vector, free);
+        let pixels = Pixels { dst: outputs.dst, to, channels: outputs.channels, literals };
+        let mut sums: Vec<(usize, V)> = Vec::new();
         for i in 0..rows {
             let load = |a: &mut Asm, j: usize| {
                 let value = a.vec();
@@ -255,16 +265,12 @@ pub fn assemble_output(
                     a.binary(Binary::MulI32, value, scaled, inverse);
                     a.shift(Shift::RightI32, value, value, divisor.shift as u8);
                 }
-                let pixel = i * outputs.columns + j;
-                let results = epilogue.emit(a, &pointers, pixel, &[value]);
-                store(
-                    a,
-                    outputs.dst,
-                    Mem::at(to, pixel * outputs.channels * outputs.dst.bytes()),
-                    &results,
-                    (epilogue, literals),
-                );
+                sums.push((i * outputs.columns + j, value));
             }
+            // Where registers allow, rows of two pixels wait for each other.
+            let ready = if isa == Isa::Avx512 && i + 1 < rows { sums.len() / 4 * 4 } else { sums.len() };
+            let ready: Vec<(usize, V)> = sums.drain(..ready).collect();
+            pixels.finish(a, epilogue, &pointers, &ready);
         }
         a.add_int(from, isa.bytes());
         a.add_int(to, isa.lanes() * outputs.dst.bytes());
