@@ -111,6 +111,7 @@ fn illegal_and_malformed_schedules_say_why() {
         (&strided, "winograd mul=dot m=4x2 mr=6 nr=2 rows=2 blocks=1", ""),
         (&strided, "winograd mul=dot m=4x4 mr=6 nr=2 rows=2 blocks=1", "do not fit lanes of i8"),
         (&strided, "winograd mul=i16 m=4x4 mr=6 nr=2 rows=2 blocks=1", ""),
+        (&strided, "winograd mul=i16 m=4x4 mr=8 nr=1 rows=2 blocks=1", "a tile is 1 to 7"),
         (&strided, "winograd mul=i16 m=6x6 mr=6 nr=2 rows=2 blocks=1", "at stride 2x2 are: m=4x4, m=4x3,"),
         (&strided, "winograd mul=dot m=2x2 taps=3+2 mr=6 nr=2 rows=2 blocks=1", "at stride 2x2 are: m=4x4,"),
         (&large, "winograd mul=dot m=2x2 taps=3+2 mr=6 nr=2 rows=2 blocks=1", ""),

@@ -46,6 +46,8 @@ fn algorithms(taps: [usize; 2], stride: [usize; 2]) -> &'static [([usize; 2], &'
 const RUNS: [&[usize]; 3] = [&[3, 2], &[4, 3], &[3, 3, 1]];
 
 const MAX_MR: usize = 8;
+/// Where several positions add to a sum, one of the tile's addresses has to make room for the loop over them.
+const MAX_MR_SHARED: usize = 7;
 const MAX_NR: usize = 4;
 /// Register tiles that are tried.
 const TILES: [(usize, usize); 5] = [(7, 2), (6, 2), (4, 3), (8, 1), (4, 2)];
@@ -175,9 +177,10 @@ impl WinogradSchedule {
     }
 
     fn blocking_legal(&self, geometry: &ConvGeometry, wide: WideMachine) -> Result<(), String> {
-        let WinogradSchedule { multiply, outputs, mr, nr, rows, blocks, .. } = *self;
-        if !(1..=MAX_MR).contains(&mr) || !(1..=MAX_NR).contains(&nr) || rows == 0 || blocks == 0 {
-            return Err(format!("a tile is 1 to {MAX_MR} by 1 to {MAX_NR} vectors, rows and blocks are at least 1"));
+        let WinogradSchedule { multiply, outputs, runs, mr, nr, rows, blocks } = *self;
+        let most = if geometry.stride == [1, 1] && runs.is_empty() { MAX_MR } else { MAX_MR_SHARED };
+        if !(1..=most).contains(&mr) || !(1..=MAX_NR).contains(&nr) || rows == 0 || blocks == 0 {
+            return Err(format!("a tile is 1 to {most} by 1 to {MAX_NR} vectors, rows and blocks are at least 1"));
         }
         if rows > geometry.image_rows.div_ceil(outputs[0]) {
             return Err(format!("an image has {} rows of tiles", geometry.image_rows.div_ceil(outputs[0])));

@@ -21,7 +21,7 @@ fn served() -> impl Iterator<Item = (usize, usize)> {
 }
 
 fn kernels() -> Vec<Kernel> {
-    let taps = [[3, 3], [1, 3], [3, 1], [1, 7], [7, 1], [5, 5], [2, 2], [1, 5]];
+    let taps = [[3, 3], [1, 3], [3, 1], [1, 7], [7, 1], [5, 5], [2, 2], [1, 5], [5, 1]];
     let unit = taps.map(|taps| Kernel { taps, stride: [1, 1] });
     let strided = [([3, 3], [2, 2]), ([3, 3], [1, 2]), ([1, 3], [1, 2])];
     unit.into_iter().chain(strided.map(|(taps, stride)| Kernel { taps, stride })).collect()

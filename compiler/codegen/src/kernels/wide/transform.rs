@@ -2,11 +2,11 @@
 //! epilogue on the outputs.
 //!
 //! In: a [`Winograd2d`] and where things lie. A transform in two dimensions is one of every column, kept in
-//! the frame, then one of every row. Inputs are lanes of 8 or 16 bits, sums of 32; all may wrap, see
+//! the frame, then one of every row; one of inputs is that of every piece of a filter. Inputs are lanes of 8 or 16 bits, sums of 32; all may wrap, see
 //! [`hawqc_schedules::winograd`].
 
 use hawqc_ir::Elem;
-use hawqc_schedules::winograd::{Lane, Op, Program, Winograd2d};
+use hawqc_schedules::winograd::{Filter, Lane, Op, Piece, Program, Winograd2d};
 
 use super::epilogue::{Hold, WideEpilogue, splat_byte};
 use super::micro::store;
@@ -46,11 +46,12 @@ fn splat(lanes: Lanes, value: i64) -> i32 {
 }
 
 /// Adds the constants that the transforms read to the epilogue's literals.
-pub fn add_literals(transform: &Winograd2d, lane: Lane, offsets: &[i64], epilogue: &mut WideEpilogue) {
+pub fn add_literals(algorithm: &Winograd2d, lane: Lane, offsets: &[i64], epilogue: &mut WideEpilogue) {
     let lanes = Lanes::from(lane);
-    let inputs = [transform.rows.input_program(), transform.cols.input_program()].map(|p| (lanes, p));
-    let outputs = [transform.rows.output_program(), transform.cols.output_program()].map(|p| (Lanes::I32, p));
-    for (lanes, program) in inputs.into_iter().chain(outputs) {
+    let filters = [&algorithm.rows, &algorithm.cols];
+    let inputs = filters.into_iter().flat_map(Filter::input_programs).map(|p| (lanes, p));
+    let outputs = filters.map(|filter| (Lanes::I32, filter.output_program()));
+    for (lanes, program) in inputs.chain(outputs) {
         for op in &program.ops {
             // There is no multiplication of bytes.
             if let (Op::Mul(_, by), true) = (op, lanes != Lanes::I8) {
@@ -59,7 +60,7 @@ pub fn add_literals(transform: &Winograd2d, lane: Lane, offsets: &[i64], epilogu
         }
     }
     offsets.iter().for_each(|&offset| epilogue.literal(splat(lanes, offset)));
-    epilogue.literal(transform.divisor().inverse.cast_signed());
+    epilogue.literal(algorithm.divisor().inverse.cast_signed());
 }
 
 /// `to = a * by` by doubling and adding.
@@ -138,15 +139,54 @@ pub struct InputLayout {
     /// From one row of prepared inputs to the next.
     pub row: usize,
     pub pixel: usize,
-    /// From one position to the next.
-    pub position: usize,
+    /// Where every position goes.
+    pub positions: Vec<usize>,
+}
+
+/// Programs of a filter's pieces.
+struct Passes(Vec<Pass>);
+
+struct Pass {
+    program: Program,
+    /// Of each input, that of the filter.
+    inputs: Vec<usize>,
+    /// The piece's first product.
+    first: usize,
+}
+
+impl Passes {
+    fn of(filter: &Filter) -> Passes {
+        let mut first = 0;
+        let pass = |(piece, program): (&Piece, Program)| {
+            let inputs = (0..piece.transform.n).map(|i| piece.first + filter.stride * i).collect();
+            first += piece.transform.n;
+            Pass { program, inputs, first: first - piece.transform.n }
+        };
+        Passes(filter.pieces.iter().zip(filter.input_programs()).map(pass).collect())
+    }
+
+    /// Emits all; `load` makes an input of the filter where it is first needed, `done` takes each product, which it may
+    /// not overwrite.
+    fn emit(
+        &self,
+        asm: &mut Asm,
+        lanes: Lanes,
+        constants: (&WideEpilogue, Gpr),
+        load: impl Fn(&mut Asm, usize) -> V,
+        done: impl Fn(&mut Asm, usize, V),
+    ) {
+        for Pass { program, inputs, first } in &self.0 {
+            let values = emit_program(asm, program, lanes, constants, |asm, i| load(asm, inputs[i]));
+            values.into_iter().enumerate().for_each(|(i, value)| done(asm, first + i, value));
+        }
+    }
 }
 
 /// The transform of a tile's inputs, each position's increased by its offset. Its table: the tile's first input, where
 /// its first position goes, the number of vectors of channels, the literals.
 pub fn assemble_input(
     isa: Isa,
-    transform: &Winograd2d,
+    algorithm: &Winograd2d,
     (lane, offsets): (Lane, &[i64]),
     epilogue: &WideEpilogue,
     layout: &InputLayout,
@@ -156,38 +196,33 @@ pub fn assemble_input(
     let (mut asm, table) = Asm::new(isa);
     let a = &mut asm;
     let [from, to, vectors, literals] = [0, 1, 2, 3].map(|word| a.argument(table, word));
-    let (height, width) = (transform.rows.n, transform.cols.n);
-    let (down, across) = (transform.rows.input_program(), transform.cols.input_program());
-    let slots: Vec<Mem> = (0..height * width).map(|_| a.frame_slot()).collect();
+    let (width, across) = (algorithm.cols.inputs(), algorithm.cols.products());
+    let (rows, cols) = (Passes::of(&algorithm.rows), Passes::of(&algorithm.cols));
+    let slots: Vec<Mem> = (0..algorithm.rows.products() * width).map(|_| a.frame_slot()).collect();
+    let loaded = |a: &mut Asm, from: Mem| {
+        let value = a.vec();
+        a.load(value, from);
+        value
+    };
     a.repeat_down(vectors, |a| {
         for j in 0..width {
-            let load = |a: &mut Asm, i: usize| {
-                let value = a.vec();
-                a.load(value, Mem::at(from, i * layout.row + j * layout.pixel));
-                value
-            };
-            let column = emit_program(a, &down, lanes, (epilogue, literals), load);
-            for (i, &value) in column.iter().enumerate() {
-                a.store(slots[i * width + j], value);
-            }
+            let load = |a: &mut Asm, i: usize| loaded(a, Mem::at(from, i * layout.row + j * layout.pixel));
+            let done = |a: &mut Asm, i: usize, value: V| a.store(slots[i * width + j], value);
+            rows.emit(a, lanes, (epilogue, literals), load, done);
         }
-        for i in 0..height {
-            let load = |a: &mut Asm, j: usize| {
-                let value = a.vec();
-                a.load(value, slots[i * width + j]);
-                value
-            };
-            let row = emit_program(a, &across, lanes, (epilogue, literals), load);
-            for (j, &value) in row.iter().enumerate() {
-                let position = i * width + j;
+        for i in 0..algorithm.rows.products() {
+            let load = |a: &mut Asm, j: usize| loaded(a, slots[i * width + j]);
+            let done = |a: &mut Asm, j: usize, value: V| {
+                let position = i * across + j;
                 let mut stored = value;
                 if offsets[position] != 0 {
                     // The results may be one another.
                     stored = a.vec();
                     a.binary(add, stored, value, epilogue.at(isa, literals, splat(lanes, offsets[position])));
                 }
-                a.store(Mem::at(to, position * layout.position), stored);
-            }
+                a.store(Mem::at(to, layout.positions[position]), stored);
+            };
+            cols.emit(a, lanes, (epilogue, literals), load, done);
         }
         a.add_int(from, isa.bytes());
         a.add_int(to, isa.bytes());
@@ -201,8 +236,8 @@ pub struct Outputs {
     /// Output channels of a pixel, and pixels of a row.
     pub channels: usize,
     pub columns: usize,
-    /// Bytes from one position's sums to the next.
-    pub position: usize,
+    /// Where every sum is, in bytes.
+    pub sums: Vec<usize>,
     /// Rows and columns of the tile that lie in the result.
     pub valid: [usize; 2],
 }
@@ -210,7 +245,7 @@ pub struct Outputs {
 /// The transform of a tile's sums, of every vector of channels, with the epilogue.
 pub fn assemble_output(
     isa: Isa,
-    transform: &Winograd2d,
+    algorithm: &Winograd2d,
     epilogue: &WideEpilogue,
     outputs: &Outputs,
 ) -> Result<Vec<u8>, AsmError> {
@@ -219,16 +254,16 @@ pub fn assemble_output(
     a.set_even_mask();
     let [from, to, vectors, literals] = [0, 1, 2, 3].map(|word| a.argument(table, word));
     let mut pointers = epilogue.pointers(a, (table, OUTPUT_WORDS), literals);
-    let (height, width) = (transform.rows.n, transform.cols.n);
-    let (down, across) = (transform.rows.output_program(), transform.cols.output_program());
-    let divisor = transform.divisor();
+    let width = algorithm.cols.sums();
+    let (down, across) = (algorithm.rows.output_program(), algorithm.cols.output_program());
+    let divisor = algorithm.divisor();
     let [rows, columns] = outputs.valid;
     let slots: Vec<Mem> = (0..rows * width).map(|_| a.frame_slot()).collect();
     a.repeat_down(vectors, |a| {
         for j in 0..width {
             let load = |a: &mut Asm, i: usize| {
                 let value = a.vec();
-                a.load(value, Mem::at(from, (i * width + j) * outputs.position));
+                a.load(value, Mem::at(from, outputs.sums[i * width + j]));
                 value
             };
             let column = emit_program(a, &down, Lanes::I32, (epilogue, literals), load);
@@ -236,7 +271,6 @@ pub fn assemble_output(
                 a.store(slots[i * width + j], value);
             }
         }
-        debug_assert!(height >= rows);
         let free = isa.registers().saturating_sub(PROGRAM_REGISTERS + epilogue.temporaries());
         epilogue.hold(a, &mut pointers, Hold::Vector, free);
         for i in 0..rows {
