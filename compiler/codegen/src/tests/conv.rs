@@ -307,7 +307,7 @@ fn winograd_of_strided_kernels_agrees() {
         let mut tried = BTreeSet::new();
         for (turn, size) in [[2, 2], [7, 8], [8, 15], [13, 6], [9, 9]].into_iter().enumerate() {
             for (src, wei) in [(Elem::U8, Elem::I8), (Elem::I8, Elem::I8), (Elem::U4, Elem::I4), (Elem::I4, Elem::I4)] {
-                let mut build = Build::new(src, wei, size, 64 << (turn % 2), [16, 48, 32][turn % 3], [3, 3]);
+                let mut build = Build::new(src, wei, size, 32 << (turn % 2), [16, 48, 32][turn % 3], [3, 3]);
                 build.op.stride = [2, 2];
                 build.op.pad = [[1, 1, 1, 1], [0, 1, 1, 0], [0, 0, 0, 0], [1, 0, 2, 1], [0, 0, 1, 1]][turn];
                 if size[0] == 2 {
@@ -345,7 +345,7 @@ fn winograd_of_split_kernels_agrees() {
             for (turn, (src, wei)) in
                 [(Elem::U8, Elem::I8), (Elem::I8, Elem::I8), (Elem::U4, Elem::I4)].into_iter().enumerate()
             {
-                let mut build = Build::new(src, wei, [6 + turn, 9 - 2 * turn], 64, [32, 16, 48][turn], kernel);
+                let mut build = Build::new(src, wei, [6 + turn, 9 - 2 * turn], 32, [32, 16, 48][turn], kernel);
                 let [h, w] = kernel.map(|k| k / 2);
                 // Not the same on both sides.
                 build.op.pad = [h, w.saturating_sub(1), h.saturating_sub(1), w];
