@@ -8,15 +8,15 @@ use hawqc_driver::{CompileOptions, Target, compile, lower_integer};
 use hawqc_tests::images;
 
 const SHAPES: [ConvShape; 9] = [
-    ConvShape { size: 56, channels: 64, kernels: 64, window: 1, stride: 1 },
-    ConvShape { size: 56, channels: 64, kernels: 64, window: 3, stride: 1 },
-    ConvShape { size: 56, channels: 64, kernels: 256, window: 1, stride: 1 },
-    ConvShape { size: 28, channels: 128, kernels: 128, window: 3, stride: 1 },
-    ConvShape { size: 28, channels: 256, kernels: 256, window: 3, stride: 2 },
-    ConvShape { size: 14, channels: 256, kernels: 256, window: 3, stride: 1 },
-    ConvShape { size: 14, channels: 1024, kernels: 256, window: 1, stride: 1 },
-    ConvShape { size: 7, channels: 512, kernels: 512, window: 3, stride: 1 },
-    ConvShape { size: 1, channels: 2048, kernels: 1000, window: 1, stride: 1 },
+    ConvShape::square(56, 64, 64, 1, 1),
+    ConvShape::square(56, 64, 64, 3, 1),
+    ConvShape::square(56, 64, 256, 1, 1),
+    ConvShape::square(28, 128, 128, 3, 1),
+    ConvShape::square(28, 256, 256, 3, 2),
+    ConvShape::square(14, 256, 256, 3, 1),
+    ConvShape::square(14, 1024, 256, 1, 1),
+    ConvShape::square(7, 512, 512, 3, 1),
+    ConvShape::square(1, 2048, 1000, 1, 1),
 ];
 
 fn kernels(c: &mut Criterion) {

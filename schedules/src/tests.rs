@@ -27,6 +27,15 @@ fn conv_of(src: Elem, pixels: [usize; 2], c: usize, k: usize, wei: Elem, groups:
     KernelSpec::new(vec![src, wei], vec![(op.into(), vec![Arg::Operand(0), Arg::Operand(1)])]).unwrap()
 }
 
+/// From 4-bit inputs and weights, padded as its window needs.
+fn filtered(taps: [usize; 2], stride: [usize; 2]) -> KernelSpec {
+    let src = TensorType::new(Elem::U4, [1, 16, 16, 32]);
+    let wei = TensorType::new(Elem::I4, [32, taps[0], taps[1], 32]);
+    let [h, w] = taps.map(|t| t / 2);
+    let op = Conv { stride, pad: [h, w, h, w], ..Conv::unit() };
+    KernelSpec::new(vec![src, wei], vec![(op.into(), vec![Arg::Operand(0), Arg::Operand(1)])]).unwrap()
+}
+
 #[test]
 fn every_candidate_is_legal_and_reads_back() {
     for spec in [
@@ -38,6 +47,9 @@ fn every_candidate_is_legal_and_reads_back() {
         conv([9, 1], 64, 12, Elem::I16, 4),
         conv([9, 1], 64, 64, Elem::I8, 64),
         conv([7, 7], 9, 9, Elem::I4, 9),
+        filtered([3, 3], [2, 2]),
+        filtered([5, 5], [1, 1]),
+        filtered([1, 7], [1, 1]),
     ] {
         for machine in [X86, AVX2, AVX512] {
             let candidates = Schedule::candidates(&spec, machine);
@@ -93,6 +105,24 @@ fn illegal_and_malformed_schedules_say_why() {
         assert!(error.contains(expected), "{text}: {error}");
     }
     let spec = conv_of(Elem::U4, [4, 4], 128, 64, Elem::I4, 1);
+    let strided = filtered([3, 3], [2, 2]);
+    let large = filtered([5, 5], [1, 1]);
+    for (spec, text, expected) in [
+        (&strided, "winograd mul=dot m=4x2 mr=6 nr=2 rows=2 blocks=1", ""),
+        (&strided, "winograd mul=dot m=4x4 mr=6 nr=2 rows=2 blocks=1", "do not fit lanes of i8"),
+        (&strided, "winograd mul=i16 m=4x4 mr=6 nr=2 rows=2 blocks=1", ""),
+        (&strided, "winograd mul=i16 m=4x4 mr=8 nr=1 rows=2 blocks=1", "a tile is 1 to 7"),
+        (&strided, "winograd mul=i16 m=6x6 mr=6 nr=2 rows=2 blocks=1", "at stride 2x2 are: m=4x4, m=4x3,"),
+        (&strided, "winograd mul=dot m=2x2 taps=3+2 mr=6 nr=2 rows=2 blocks=1", "at stride 2x2 are: m=4x4,"),
+        (&large, "winograd mul=dot m=2x2 taps=3+2 mr=6 nr=2 rows=2 blocks=1", ""),
+        (&large, "winograd mul=dot m=2x2 mr=6 nr=2 rows=2 blocks=1", "do not fit lanes of i8"),
+        (&large, "winograd mul=dot m=2x2 taps=4+3 mr=6 nr=2 rows=2 blocks=1", "are: m=2x2, m=4x4 taps=3+2,"),
+    ] {
+        let result = text.parse::<Schedule>().unwrap().legal(spec, AVX512);
+        assert_eq!(result.is_ok(), expected.is_empty(), "{text}");
+        let shown = result.map_or_else(|error| error.to_string(), |()| String::new());
+        assert!(shown.contains(expected), "{text}: {shown}");
+    }
     for (text, expected) in [
         ("strassen levels=1 mr=7 nr=4 tiles=4 blocks=1", ""),
         ("strassen levels=2 mr=7 nr=4 tiles=4 blocks=1", "256 channels at a time"),
@@ -107,7 +137,14 @@ fn illegal_and_malformed_schedules_say_why() {
         let shown = result.map_or_else(|error| error.to_string(), |()| String::new());
         assert!(shown.contains(expected), "{text}: {shown}");
     }
-    for text in ["", "conv", "conv mr=03 nr=4 tiles=1 blocks=1", "conv nr=4 mr=3 tiles=1 blocks=1", "Default"] {
+    for text in [
+        "",
+        "conv",
+        "conv mr=03 nr=4 tiles=1 blocks=1",
+        "conv nr=4 mr=3 tiles=1 blocks=1",
+        "Default",
+        "winograd mul=dot m=2x2 taps=2+3 mr=6 nr=2 rows=2 blocks=1",
+    ] {
         assert_eq!(text.parse::<Schedule>(), Err(ScheduleError::Syntax(text.to_owned())));
     }
 }
