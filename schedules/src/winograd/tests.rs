@@ -158,6 +158,26 @@ fn programs_equal_matrices_and_are_short() {
     }
 }
 
+/// A part of a program gives the same values, and the parts together do not need fewer operations.
+#[test]
+fn programs_of_some_outputs_equal_the_whole() {
+    for matrix in filters().map(|filter| filter.at) {
+        let whole = program(&matrix);
+        let inputs: Vec<i64> = (0..whole.inputs as i64).map(|i| 1000 * i * i - 77).collect();
+        let expected = whole.eval(&inputs, 32);
+        for first in 0..expected.len() {
+            for end in first..=expected.len() {
+                let part = whole.restricted(first..end);
+                assert_eq!(part.eval(&inputs, 32), expected[first..end]);
+                assert!(part.ops.len() <= whole.ops.len());
+            }
+        }
+        let halves = [0..expected.len() / 2, expected.len() / 2..expected.len()];
+        let ops: usize = halves.map(|half| whole.restricted(half).ops.len()).iter().sum();
+        assert!(ops >= whole.restricted(0..expected.len()).ops.len());
+    }
+}
+
 #[test]
 fn names_are_unique_and_find_their_member() {
     for kernel in kernels() {
