@@ -5,6 +5,7 @@ mod border;
 pub(crate) mod conv;
 mod depthwise;
 pub(crate) mod harness;
+mod leaves;
 mod model;
 mod movement;
 mod pointwise;
