@@ -28,9 +28,9 @@ fn conv_of(src: Elem, pixels: [usize; 2], c: usize, k: usize, wei: Elem, groups:
 }
 
 /// From 4-bit inputs and weights, padded as its window needs.
-fn filtered(taps: [usize; 2], stride: [usize; 2]) -> KernelSpec {
-    let src = TensorType::new(Elem::U4, [1, 16, 16, 32]);
-    let wei = TensorType::new(Elem::I4, [32, taps[0], taps[1], 32]);
+fn filtered(size: usize, channels: usize, taps: [usize; 2], stride: [usize; 2]) -> KernelSpec {
+    let src = TensorType::new(Elem::U4, [1, size, size, channels]);
+    let wei = TensorType::new(Elem::I4, [channels, taps[0], taps[1], channels]);
     let [h, w] = taps.map(|t| t / 2);
     let op = Conv { stride, pad: [h, w, h, w], ..Conv::unit() };
     KernelSpec::new(vec![src, wei], vec![(op.into(), vec![Arg::Operand(0), Arg::Operand(1)])]).unwrap()
@@ -47,9 +47,9 @@ fn every_candidate_is_legal_and_reads_back() {
         conv([9, 1], 64, 12, Elem::I16, 4),
         conv([9, 1], 64, 64, Elem::I8, 64),
         conv([7, 7], 9, 9, Elem::I4, 9),
-        filtered([3, 3], [2, 2]),
-        filtered([5, 5], [1, 1]),
-        filtered([1, 7], [1, 1]),
+        filtered(16, 32, [3, 3], [2, 2]),
+        filtered(16, 32, [5, 5], [1, 1]),
+        filtered(16, 32, [1, 7], [1, 1]),
     ] {
         for machine in [X86, AVX2, AVX512] {
             let candidates = Schedule::candidates(&spec, machine);
@@ -75,6 +75,17 @@ fn strassen_is_the_default_where_it_was_faster() {
     // Few input channels, few pixels, many outputs, a machine that was not measured.
     assert!(!is_strassen([56, 56], 256, 64, AVX512) && !is_strassen([1, 1], 2048, 512, AVX512));
     assert!(!is_strassen([7, 7], 512, 2048, AVX512) && !is_strassen([14, 14], 1024, 256, AVX2));
+}
+
+/// Without a dot product of bytes those with stride 2 whose inputs grow little, so that sums of 16 bits last.
+#[test]
+fn strided_winograd_is_the_default_where_it_was_faster() {
+    let default = |machine| Schedule::default_for(&filtered(56, 128, [3, 3], [2, 2]), machine);
+    let Schedule::Winograd(in_sums) = default(AVX2) else { panic!("{}", default(AVX2)) };
+    assert_eq!(in_sums.multiply, Multiply::Sum16);
+    assert!([[2, 2], [3, 2], [3, 3]].contains(&in_sums.outputs), "{in_sums}");
+    let Schedule::Winograd(in_dots) = default(AVX512) else { panic!("{}", default(AVX512)) };
+    assert_eq!(in_dots.multiply, Multiply::Dot);
 }
 
 #[test]
@@ -105,8 +116,8 @@ fn illegal_and_malformed_schedules_say_why() {
         assert!(error.contains(expected), "{text}: {error}");
     }
     let spec = conv_of(Elem::U4, [4, 4], 128, 64, Elem::I4, 1);
-    let strided = filtered([3, 3], [2, 2]);
-    let large = filtered([5, 5], [1, 1]);
+    let strided = filtered(16, 32, [3, 3], [2, 2]);
+    let large = filtered(16, 32, [5, 5], [1, 1]);
     for (spec, text, expected) in [
         (&strided, "winograd mul=dot m=4x2 mr=6 nr=2 rows=2 blocks=1", ""),
         (&strided, "winograd mul=dot m=4x4 mr=6 nr=2 rows=2 blocks=1", "do not fit lanes of i8"),

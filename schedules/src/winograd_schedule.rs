@@ -1,7 +1,8 @@
 //! Schedules of convolutions by an exact integer Winograd algorithm ([`crate::winograd`]) in lanes of 8 or 16 bits.
 //!
 //! A unit of work is `rows` rows of tiles of an image by a group of `blocks` channel blocks (of `nr` vectors); its
-//! products run in register tiles of `mr` tiles by `nr` vectors.
+//! products run in register tiles of `mr` tiles by `nr` vectors. With a stride, or with taps in `runs`, several products of a
+//! tile share a sum.
 
 use std::fmt;
 use std::str::FromStr;
@@ -34,8 +35,8 @@ fn algorithms(taps: [usize; 2], stride: [usize; 2]) -> &'static [([usize; 2], &'
         ([5, 5], [1, 1]) => &[([2, 2], &[]), ([4, 4], &[3, 2]), ([3, 2], &[3, 2]), ([2, 2], &[3, 2])],
         ([1, 3], [1, 1]) => &[([1, 4], &[]), ([1, 2], &[])],
         ([3, 1], [1, 1]) => &[([4, 1], &[]), ([2, 1], &[])],
-        ([1, 5], [1, 1]) => &[([1, 4], &[]), ([1, 2], &[]), ([1, 3], &[3, 2])],
-        ([5, 1], [1, 1]) => &[([4, 1], &[]), ([2, 1], &[]), ([3, 1], &[3, 2])],
+        ([1, 5], [1, 1]) => &[([1, 4], &[]), ([1, 2], &[]), ([1, 4], &[3, 2])],
+        ([5, 1], [1, 1]) => &[([4, 1], &[]), ([2, 1], &[]), ([4, 1], &[3, 2])],
         ([1, 7], [1, 1]) => &[([1, 2], &[]), ([1, 4], &[3, 3, 1]), ([1, 3], &[4, 3])],
         ([7, 1], [1, 1]) => &[([2, 1], &[]), ([4, 1], &[3, 3, 1]), ([3, 1], &[4, 3])],
         _ => &[],
@@ -49,6 +50,8 @@ const MAX_MR: usize = 8;
 /// Where several positions add to a sum, one of the tile's addresses has to make room for the loop over them.
 const MAX_MR_SHARED: usize = 7;
 const MAX_NR: usize = 4;
+/// See [`WinogradSchedule::sums_last`]; the growth of two dimensions of 2 and 2 taps.
+const SUM16_GROWTH: i64 = 4;
 /// Register tiles that are tried.
 const TILES: [(usize, usize); 5] = [(7, 2), (6, 2), (4, 3), (8, 1), (4, 2)];
 /// Tiles of a unit: enough to read a block's weights for, few enough to stay in the second-level cache.
@@ -80,7 +83,7 @@ impl WinogradSchedule {
             return Vec::new();
         };
         let limit = direct.estimated_ns(geometry, wide);
-        let all = WinogradSchedule::candidates(geometry, machine).into_iter();
+        let all = WinogradSchedule::candidates(geometry, machine).into_iter().filter(|s| s.sums_last(geometry));
         let estimated = all.map(|s| (s.estimated_ns(geometry, wide), s)).filter(|&(ns, _)| ns < limit);
         // Threads matter less than the work itself, which one thread does too.
         let mut shared: Vec<(f64, WinogradSchedule)> =
@@ -95,6 +98,18 @@ impl WinogradSchedule {
             is_new
         });
         all
+    }
+
+    /// Whether an estimate holds for the algorithm, which does not see how soon sums of 16 bits have to be widened: where
+    /// positions share sums, those whose inputs grow more were slower than it expects.
+    fn sums_last(&self, geometry: &ConvGeometry) -> bool {
+        let growth = || self.member(geometry.taps()).map_or(1, |member| member.algorithm.input_growth());
+        self.multiply != Multiply::Sum16 || !self.shares_sums(geometry) || growth() <= SUM16_GROWTH
+    }
+
+    /// Whether several positions add to a sum.
+    fn shares_sums(&self, geometry: &ConvGeometry) -> bool {
+        geometry.stride != [1, 1] || !self.runs.is_empty()
     }
 
     /// How well threads share the units of an image.
@@ -177,8 +192,8 @@ impl WinogradSchedule {
     }
 
     fn blocking_legal(&self, geometry: &ConvGeometry, wide: WideMachine) -> Result<(), String> {
-        let WinogradSchedule { multiply, outputs, runs, mr, nr, rows, blocks } = *self;
-        let most = if geometry.stride == [1, 1] && runs.is_empty() { MAX_MR } else { MAX_MR_SHARED };
+        let WinogradSchedule { multiply, outputs, mr, nr, rows, blocks, .. } = *self;
+        let most = if self.shares_sums(geometry) { MAX_MR_SHARED } else { MAX_MR };
         if !(1..=most).contains(&mr) || !(1..=MAX_NR).contains(&nr) || rows == 0 || blocks == 0 {
             return Err(format!("a tile is 1 to {most} by 1 to {MAX_NR} vectors, rows and blocks are at least 1"));
         }
