@@ -1,15 +1,14 @@
 //! Grouped convolutions on one thread, requantisation included: the fastest portable kernel, and the fastest assembled ones
 //! at 8 and at 4 bits.
 //!
-//! As the bench of dense convolutions, which tells how. Arguments: a part of the layers' names.
+//! As the bench of dense convolutions, which tells how, with its arguments.
 
-use hawqc_benches::contender::{Layer, Outcome, interleaved};
+use hawqc_benches::contender::{Arguments, Layer, Outcome, interleaved};
 use hawqc_benches::networks::ConvShape;
-use hawqc_codegen::Target;
 use hawqc_schedules::Schedule;
 
 const fn shape(size: usize, channels: usize, groups: usize, window: usize, stride: usize) -> ConvShape {
-    ConvShape { groups, ..ConvShape::dense(size, channels, channels, window, stride) }
+    ConvShape { groups, ..ConvShape::square(size, channels, channels, window, stride) }
 }
 
 /// Of ResNeXt-50 (32x4d), then of RegNets, of a ShuffleNet, and one that does not fill vectors.
@@ -29,8 +28,7 @@ const SHAPES: [ConvShape; 12] = [
 ];
 
 fn main() -> Outcome<()> {
-    let filter = std::env::args().skip(1).find(|a| !a.starts_with('-')).unwrap_or_default();
-    let target = Target::host()?;
+    let Arguments { filter, target, all } = Arguments::read()?;
     println!("| layer | portable 8 bits | 8 bits | GMAC/s | over portable | 4 bits | over portable 8 bits |");
     println!("|---|---|---|---|---|---|---|");
     for shape in SHAPES.into_iter().filter(|shape| shape.to_string().contains(&filter)) {
@@ -38,9 +36,9 @@ fn main() -> Outcome<()> {
         let is_portable = |s: &Schedule| matches!(s, Schedule::Conv(_));
         let is_assembled = |s: &Schedule| !is_portable(s);
         let mut contenders = [
-            eight.fastest(&target, is_portable)?,
-            eight.fastest(&target, is_assembled)?,
-            four.fastest(&target, is_assembled)?,
+            eight.fastest(&target, all, is_portable)?,
+            eight.fastest(&target, all, is_assembled)?,
+            four.fastest(&target, all, is_assembled)?,
         ];
         let [portable, wide, narrow] = interleaved(&mut contenders)?;
         let us = |seconds: f64| format!("{:.1} us", seconds * 1e6);

@@ -8,15 +8,15 @@ use hawqc_driver::{CompileOptions, Target, compile, lower_integer};
 use hawqc_tests::images;
 
 const SHAPES: [ConvShape; 9] = [
-    ConvShape::dense(56, 64, 64, 1, 1),
-    ConvShape::dense(56, 64, 64, 3, 1),
-    ConvShape::dense(56, 64, 256, 1, 1),
-    ConvShape::dense(28, 128, 128, 3, 1),
-    ConvShape::dense(28, 256, 256, 3, 2),
-    ConvShape::dense(14, 256, 256, 3, 1),
-    ConvShape::dense(14, 1024, 256, 1, 1),
-    ConvShape::dense(7, 512, 512, 3, 1),
-    ConvShape::dense(1, 2048, 1000, 1, 1),
+    ConvShape::square(56, 64, 64, 1, 1),
+    ConvShape::square(56, 64, 64, 3, 1),
+    ConvShape::square(56, 64, 256, 1, 1),
+    ConvShape::square(28, 128, 128, 3, 1),
+    ConvShape::square(28, 256, 256, 3, 2),
+    ConvShape::square(14, 256, 256, 3, 1),
+    ConvShape::square(14, 1024, 256, 1, 1),
+    ConvShape::square(7, 512, 512, 3, 1),
+    ConvShape::square(1, 2048, 1000, 1, 1),
 ];
 
 fn kernels(c: &mut Criterion) {

@@ -10,7 +10,7 @@ fn blocks(c: &mut Criterion) {
     let mut group = c.benchmark_group("layer");
     group.sample_size(20);
     for (size, channels) in [(56, 64), (28, 128), (14, 256), (7, 512)] {
-        let shape = ConvShape::dense(size, channels, channels, 3, 1);
+        let shape = ConvShape::square(size, channels, channels, 3, 1);
         for bits in [8, 4] {
             let graph = residual_block(shape, bits).unwrap();
             let options = CompileOptions::new(Target::host().unwrap());

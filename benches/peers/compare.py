@@ -46,6 +46,8 @@ PEERS = {  # name: kind, file ("{threads}" where it is made for a number of thre
     "torch x86": ("torch", "torch-x86.pt"),
     "torch inductor": ("torch-inductor", "torch-inductor-{threads}.pt2"),
     "tract qoperator": ("tract", "ort-qoperator.onnx"),
+    "tract qlinear u8s8": ("tract", "ort-qlinear-u8s8.onnx"),
+    "tract qlinear s8s8": ("tract", "ort-qlinear-s8s8.onnx"),
     "tract f32": ("tract", "float.onnx"),
     "ncnn float": ("ncnn", "ncnn.param"),
 }

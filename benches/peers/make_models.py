@@ -10,7 +10,9 @@ The networks are torchvision's with random weights of a fixed seed and measured 
     float.onnx              the export of torch; batch norm kept as nodes
     ort-u8s8.onnx           onnxruntime: QDQ, activations u8, weights i8 per channel
     ort-s8s8.onnx           onnxruntime: QDQ, activations i8
-    ort-qoperator.onnx      onnxruntime: QLinearConv nodes, for tract
+    ort-qoperator.onnx      onnxruntime: QLinear* nodes, for tract
+    ort-qlinear-u8s8.onnx   onnxruntime: QLinearConv nodes, all others of ONNX's own operators and float, for tract
+    ort-qlinear-s8s8.onnx   the same, activations i8
     openvino-nncf.xml       NNCF on OpenVINO's import of float.onnx
     openvino-qdq.xml        OpenVINO's import of ort-u8s8.onnx
     torch-x86.pt            torch: FX quantisation, engine x86, traced and frozen
@@ -82,23 +84,33 @@ def onnxruntime_qdq(kind: str) -> Callable[[Source, Path], None]:
     return make
 
 
-def onnxruntime_qoperator(source: Source, target: Path) -> None:
-    import make_qdq
-    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
-    from onnxruntime.quantization.shape_inference import quant_pre_process
+# What stays integer among ONNX's own operators; onnxruntime quantises the others to operators of its own domain.
+STANDARD = ["Conv", "Relu", "Clip", "MaxPool"]
 
-    with tempfile.TemporaryDirectory() as folder:
-        prepared = Path(folder) / "prepared.onnx"
-        quant_pre_process(str(source.folder / "float.onnx"), str(prepared), skip_symbolic_shape=True)
-        quantize_static(
-            str(prepared),
-            str(target),
-            make_qdq.Images(source.images()),
-            quant_format=QuantFormat.QOperator,
-            per_channel=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-        )
+
+def onnxruntime_qoperator(activations: str, operators: list[str] | None = None) -> Callable[[Source, Path], None]:
+    """Nodes with integer operands; `operators` are quantised, all that can be without."""
+
+    def make(source: Source, target: Path) -> None:
+        import make_qdq
+        from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+        from onnxruntime.quantization.shape_inference import quant_pre_process
+
+        with tempfile.TemporaryDirectory() as folder:
+            prepared = Path(folder) / "prepared.onnx"
+            quant_pre_process(str(source.folder / "float.onnx"), str(prepared), skip_symbolic_shape=True)
+            quantize_static(
+                str(prepared),
+                str(target),
+                make_qdq.Images(source.images()),
+                quant_format=QuantFormat.QOperator,
+                op_types_to_quantize=operators,
+                per_channel=True,
+                activation_type=QuantType.from_string({"u8": "QUInt8", "i8": "QInt8"}[activations]),
+                weight_type=QuantType.QInt8,
+            )
+
+    return make
 
 
 def openvino_nncf(source: Source, target: Path) -> None:
@@ -188,7 +200,9 @@ MAKERS: dict[str, Callable[[Source, Path], None]] = {
     "float.onnx": float_onnx,
     "ort-u8s8.onnx": onnxruntime_qdq("u8"),
     "ort-s8s8.onnx": onnxruntime_qdq("i8"),
-    "ort-qoperator.onnx": onnxruntime_qoperator,
+    "ort-qoperator.onnx": onnxruntime_qoperator("u8"),
+    "ort-qlinear-u8s8.onnx": onnxruntime_qoperator("u8", STANDARD),
+    "ort-qlinear-s8s8.onnx": onnxruntime_qoperator("i8", STANDARD),
     "openvino-nncf.xml": openvino_nncf,
     "openvino-qdq.xml": openvino_qdq,
     "litert.tflite": litert,

@@ -20,6 +20,26 @@ const ROUNDS: usize = 9;
 
 pub type Outcome<T> = Result<T, Box<dyn Error>>;
 
+/// What a bench of convolutions is asked for: a part of the layers' names, `--target=NAME`, `--all` to print the time of every
+/// schedule while the fastest is looked for.
+pub struct Arguments {
+    pub filter: String,
+    pub target: Target,
+    pub all: bool,
+}
+
+impl Arguments {
+    pub fn read() -> Outcome<Arguments> {
+        let (options, names): (Vec<String>, Vec<String>) = std::env::args().skip(1).partition(|a| a.starts_with('-'));
+        let target = match options.iter().find_map(|option| option.strip_prefix("--target=")) {
+            Some(name) => Target::parse(name)?,
+            None => Target::host()?,
+        };
+        let all = options.iter().any(|option| option == "--all");
+        Ok(Arguments { filter: names.into_iter().next().unwrap_or_default(), target, all })
+    }
+}
+
 /// A convolution by one schedule, ready to run.
 pub struct Contender {
     pub schedule: Schedule,
@@ -87,14 +107,17 @@ impl Layer {
         Ok(Layer { spec: spec.ok_or("a graph without kernels")?, graph, kernels, inputs })
     }
 
-    /// The fastest of the schedules that are `wanted`.
-    pub fn fastest(&self, target: &Target, wanted: impl Fn(&Schedule) -> bool) -> Outcome<Contender> {
+    /// The fastest of the schedules that are `wanted`; prints them `all`.
+    pub fn fastest(&self, target: &Target, all: bool, wanted: impl Fn(&Schedule) -> bool) -> Outcome<Contender> {
         let mut best: Option<(f64, Contender)> = None;
         for schedule in Schedule::candidates(&self.spec, machine(target)).into_iter().filter(wanted) {
             let Some(mut contender) = Contender::new(self, target, schedule)? else {
                 continue;
             };
             let time = contender.time(SEARCH)?;
+            if all {
+                println!("{:.0} {schedule}", time * 1e9);
+            }
             if best.as_ref().is_none_or(|(least, _)| time < *least) {
                 best = Some((time, contender));
             }

@@ -6,7 +6,7 @@ use hawqc_ir::{
     Add, Clamp, Conv, Dyadic, Elem, Graph, IrError, Range, Requant, Tensor, TensorType, TypeError, ValueId, text,
 };
 
-/// A square convolution with padding that keeps the size at stride 1.
+/// A convolution of a square image.
 #[derive(Clone, Copy, Debug)]
 pub struct ConvShape {
     /// Height and width of the input.
@@ -14,27 +14,40 @@ pub struct ConvShape {
     pub channels: usize,
     pub kernels: usize,
     /// Height and width of the window.
-    pub window: usize,
+    pub window: [usize; 2],
     pub stride: usize,
+    /// Above and below, left and right.
+    pub pad: [usize; 2],
     pub groups: usize,
 }
 
 impl ConvShape {
-    pub const fn dense(size: usize, channels: usize, kernels: usize, window: usize, stride: usize) -> ConvShape {
-        ConvShape { size, channels, kernels, window, stride, groups: 1 }
+    /// With a square window and padding that keeps the size at stride 1.
+    pub const fn square(size: usize, channels: usize, kernels: usize, window: usize, stride: usize) -> ConvShape {
+        ConvShape { size, channels, kernels, window: [window; 2], stride, pad: [window / 2; 2], groups: 1 }
+    }
+
+    /// With another window, padded likewise.
+    pub const fn windowed(self, window: [usize; 2]) -> ConvShape {
+        ConvShape { window, pad: [window[0] / 2, window[1] / 2], ..self }
+    }
+
+    pub const fn without_padding(self) -> ConvShape {
+        ConvShape { pad: [0; 2], ..self }
     }
 
     /// Multiply-accumulates for one image.
     pub fn macs(&self) -> u64 {
-        let out = self.size.div_ceil(self.stride);
-        (out * out * self.channels / self.groups * self.kernels * self.window * self.window) as u64
+        let out = [0, 1].map(|axis| (self.size + 2 * self.pad[axis] - self.window[axis]) / self.stride + 1);
+        (out[0] * out[1] * self.channels / self.groups * self.kernels * self.window[0] * self.window[1]) as u64
     }
 }
 
 impl fmt::Display for ConvShape {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ConvShape { size, channels, kernels, window, stride, groups } = self;
-        write!(f, "{size}x{size}x{channels} {window}x{window}/{stride} to {kernels}")?;
+        let ConvShape { size, channels, kernels, window: [height, width], stride, pad, groups } = self;
+        let valid = if *pad == [height / 2, width / 2] { "" } else { " without padding" };
+        write!(f, "{size}x{size}x{channels} {height}x{width}/{stride} to {kernels}{valid}")?;
         if *groups > 1 { write!(f, " in {groups} groups") } else { Ok(()) }
     }
 }
@@ -94,14 +107,15 @@ impl Builder {
     }
 
     fn conv(&mut self, src: ValueId, seed: u64) -> Result<ValueId, IrError> {
-        let ConvShape { channels, kernels, window, stride, groups, .. } = self.shape;
+        let ConvShape { channels, kernels, window, stride, pad, groups, .. } = self.shape;
         let top = (1i64 << (self.bits - 1)) - 1;
         let elem = if self.bits <= 4 { Elem::I4 } else { Elem::I8 };
-        let wei = TensorType::new(elem, [kernels, window, window, channels / groups]);
+        let wei = TensorType::new(elem, [kernels, window[0], window[1], channels / groups]);
         let wei = self.constant(bell_shaped(&wei, seed, top))?;
         let bias = TensorType::new(Elem::I32, [kernels]);
         let bias = self.constant(text::seeded(&bias, seed, Range::new(-1000, 1000)).map_err(TypeError::new))?;
-        let conv = Conv { stride: [stride; 2], pad: [window / 2; 4], groups, ..Conv::unit() };
+        let [y, x] = pad;
+        let conv = Conv { stride: [stride; 2], pad: [y, x, y, x], groups, ..Conv::unit() };
         self.graph.add(format!("conv{seed}"), conv, &[src, wei, bias])
     }
 

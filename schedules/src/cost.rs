@@ -9,6 +9,8 @@
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
+
 use hawqc_ir::Elem;
 
 use crate::conv::ConvGeometry;
@@ -188,39 +190,54 @@ impl WideSchedule {
 
 impl WinogradSchedule {
     pub(crate) fn estimated_ns(&self, geometry: &ConvGeometry, wide: WideMachine) -> f64 {
-        let bytes = self.weight_bytes(geometry);
+        let positions = self.depths(geometry).iter().map(|(depth, sums)| depth * sums).sum();
+        let bytes = self.weight_bytes(geometry, positions);
         let memory = if bytes > NEAR_BYTES { bytes as f64 * MEMORY_NS_PER_BYTE } else { 0.0 };
         total_ns(self.counts(geometry, wide), wide).max(memory)
     }
 
-    fn weight_bytes(&self, geometry: &ConvGeometry) -> usize {
-        self.positions(geometry) * geometry.channels * geometry.group_in * self.multiply.operand_bytes()
-    }
-
-    fn positions(&self, geometry: &ConvGeometry) -> usize {
-        [0, 1].map(|axis| self.outputs[axis] + geometry.kernel[axis] - 1).iter().product()
+    fn weight_bytes(&self, geometry: &ConvGeometry, positions: usize) -> usize {
+        positions * geometry.channels * geometry.group_in * self.multiply.operand_bytes()
     }
 
     fn counts(&self, geometry: &ConvGeometry, wide: WideMachine) -> [f64; TERMS] {
         let WinogradSchedule { multiply, outputs: [h, w], mr, nr, .. } = *self;
-        let positions = self.positions(geometry);
+        let depths = self.depths(geometry);
+        let positions: usize = depths.iter().map(|(depth, sums)| depth * sums).sum();
         let images = geometry.pixels / (geometry.image_rows * geometry.row_pixels);
         let [down, across] = [geometry.image_rows.div_ceil(h), geometry.row_pixels.div_ceil(w)];
-        let (vectors, depth) = (geometry.channels.div_ceil(wide.lanes), geometry.group_in);
-        let products = Products { multiply, mr, nr, vectors, section: vectors, depth, run: depth, four_bits: false };
-        let of_image = whole_and_rest(down, self.rows, |rows| products.counts(rows * across, wide));
-        let tiles = images * down * across * positions;
+        let vectors = geometry.channels.div_ceil(wide.lanes);
+        let of_depth = |(&depth, &sums): (&usize, &usize)| {
+            let depth = depth * geometry.group_in;
+            let products =
+                Products { multiply, mr, nr, vectors, section: vectors, depth, run: depth, four_bits: false };
+            times(whole_and_rest(down, self.rows, |rows| products.counts(rows * across, wide)), sums)
+        };
+        let of_image = depths.iter().map(of_depth).fold(Tiles::default(), sum);
+        let tiles = images * down * across;
         // Every group of channels transforms its inputs again.
         let groups = geometry.channels.div_ceil(wide.lanes * nr).div_ceil(self.blocks);
         let units = images * down.div_ceil(self.rows);
         let mut counts = [0.0; TERMS];
         [counts[PRODUCT], counts[SOURCE], counts[TILE], _, counts[WEIGHT]] =
-            times(of_image, images * positions).map(|count| count as f64);
+            times(of_image, images).map(|count| count as f64);
         counts[OUTPUT] = (geometry.pixels * geometry.channels) as f64;
         let input_lanes = 4 * wide.lanes / multiply.operand_bytes();
-        counts[INPUT] = (groups * tiles * geometry.group_in.div_ceil(input_lanes)) as f64;
-        counts[SUM] = (tiles * vectors) as f64;
-        counts[WEIGHT_BYTE] = (units * self.weight_bytes(geometry)) as f64;
+        counts[INPUT] = (groups * tiles * positions * geometry.group_in.div_ceil(input_lanes)) as f64;
+        counts[SUM] = (tiles * depths.values().sum::<usize>() * vectors) as f64;
+        counts[WEIGHT_BYTE] = (units * self.weight_bytes(geometry, positions)) as f64;
         counts
+    }
+
+    /// How many sums have so many positions.
+    fn depths(&self, geometry: &ConvGeometry) -> BTreeMap<usize, usize> {
+        let mut depths = BTreeMap::new();
+        if let Some(member) = self.member(geometry.taps()) {
+            let sum_of = member.algorithm.sum_of();
+            for sum in 0..member.algorithm.sums() {
+                *depths.entry(sum_of.iter().filter(|&&s| s == sum).count()).or_default() += 1;
+            }
+        }
+        depths
     }
 }

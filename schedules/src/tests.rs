@@ -27,6 +27,15 @@ fn conv_of(src: Elem, pixels: [usize; 2], c: usize, k: usize, wei: Elem, groups:
     KernelSpec::new(vec![src, wei], vec![(op.into(), vec![Arg::Operand(0), Arg::Operand(1)])]).unwrap()
 }
 
+/// From 4-bit inputs and weights, padded as its window needs.
+fn filtered(size: usize, channels: usize, taps: [usize; 2], stride: [usize; 2]) -> KernelSpec {
+    let src = TensorType::new(Elem::U4, [1, size, size, channels]);
+    let wei = TensorType::new(Elem::I4, [channels, taps[0], taps[1], channels]);
+    let [h, w] = taps.map(|t| t / 2);
+    let op = Conv { stride, pad: [h, w, h, w], ..Conv::unit() };
+    KernelSpec::new(vec![src, wei], vec![(op.into(), vec![Arg::Operand(0), Arg::Operand(1)])]).unwrap()
+}
+
 #[test]
 fn every_candidate_is_legal_and_reads_back() {
     for spec in [
@@ -40,6 +49,9 @@ fn every_candidate_is_legal_and_reads_back() {
         conv([9, 9], 128, 128, Elem::I8, 32),
         conv_of(Elem::I8, [5, 8], 60, 96, Elem::I4, 4),
         conv([7, 7], 9, 9, Elem::I4, 9),
+        filtered(16, 32, [3, 3], [2, 2]),
+        filtered(16, 32, [5, 5], [1, 1]),
+        filtered(16, 32, [1, 7], [1, 1]),
     ] {
         for machine in [X86, AVX2, AVX512] {
             let candidates = Schedule::candidates(&spec, machine);
@@ -65,6 +77,17 @@ fn strassen_is_the_default_where_it_was_faster() {
     // Few input channels, few pixels, many outputs, a machine that was not measured.
     assert!(!is_strassen([56, 56], 256, 64, AVX512) && !is_strassen([1, 1], 2048, 512, AVX512));
     assert!(!is_strassen([7, 7], 512, 2048, AVX512) && !is_strassen([14, 14], 1024, 256, AVX2));
+}
+
+/// Without a dot product of bytes those with stride 2 whose inputs grow little, so that sums of 16 bits last.
+#[test]
+fn strided_winograd_is_the_default_where_it_was_faster() {
+    let default = |machine| Schedule::default_for(&filtered(56, 128, [3, 3], [2, 2]), machine);
+    let Schedule::Winograd(in_sums) = default(AVX2) else { panic!("{}", default(AVX2)) };
+    assert_eq!(in_sums.multiply, Multiply::Sum16);
+    assert!([[2, 2], [3, 2], [3, 3]].contains(&in_sums.outputs), "{in_sums}");
+    let Schedule::Winograd(in_dots) = default(AVX512) else { panic!("{}", default(AVX512)) };
+    assert_eq!(in_dots.multiply, Multiply::Dot);
 }
 
 #[test]
@@ -95,6 +118,24 @@ fn illegal_and_malformed_schedules_say_why() {
         assert!(error.contains(expected), "{text}: {error}");
     }
     let spec = conv_of(Elem::U4, [4, 4], 128, 64, Elem::I4, 1);
+    let strided = filtered(16, 32, [3, 3], [2, 2]);
+    let large = filtered(16, 32, [5, 5], [1, 1]);
+    for (spec, text, expected) in [
+        (&strided, "winograd mul=dot m=4x2 mr=6 nr=2 rows=2 blocks=1", ""),
+        (&strided, "winograd mul=dot m=4x4 mr=6 nr=2 rows=2 blocks=1", "do not fit lanes of i8"),
+        (&strided, "winograd mul=i16 m=4x4 mr=6 nr=2 rows=2 blocks=1", ""),
+        (&strided, "winograd mul=i16 m=4x4 mr=8 nr=1 rows=2 blocks=1", "a tile is 1 to 7"),
+        (&strided, "winograd mul=i16 m=6x6 mr=6 nr=2 rows=2 blocks=1", "at stride 2x2 are: m=4x4, m=4x3,"),
+        (&strided, "winograd mul=dot m=2x2 taps=3+2 mr=6 nr=2 rows=2 blocks=1", "at stride 2x2 are: m=4x4,"),
+        (&large, "winograd mul=dot m=2x2 taps=3+2 mr=6 nr=2 rows=2 blocks=1", ""),
+        (&large, "winograd mul=dot m=2x2 mr=6 nr=2 rows=2 blocks=1", "do not fit lanes of i8"),
+        (&large, "winograd mul=dot m=2x2 taps=4+3 mr=6 nr=2 rows=2 blocks=1", "are: m=2x2, m=4x4 taps=3+2,"),
+    ] {
+        let result = text.parse::<Schedule>().unwrap().legal(spec, AVX512);
+        assert_eq!(result.is_ok(), expected.is_empty(), "{text}");
+        let shown = result.map_or_else(|error| error.to_string(), |()| String::new());
+        assert!(shown.contains(expected), "{text}: {shown}");
+    }
     for (text, expected) in [
         ("strassen levels=1 mr=7 nr=4 tiles=4 blocks=1", ""),
         ("strassen levels=2 mr=7 nr=4 tiles=4 blocks=1", "256 channels at a time"),
@@ -119,7 +160,14 @@ fn illegal_and_malformed_schedules_say_why() {
     }
     let winograd: Schedule = "winograd mul=i16 m=4x4 mr=2 nr=1 rows=1 blocks=1".parse().unwrap();
     assert!(winograd.legal(&spec, AVX2).unwrap_err().to_string().contains("in 4 groups"));
-    for text in ["", "conv", "conv mr=03 nr=4 tiles=1 blocks=1", "conv nr=4 mr=3 tiles=1 blocks=1", "Default"] {
+    for text in [
+        "",
+        "conv",
+        "conv mr=03 nr=4 tiles=1 blocks=1",
+        "conv nr=4 mr=3 tiles=1 blocks=1",
+        "Default",
+        "winograd mul=dot m=2x2 taps=2+3 mr=6 nr=2 rows=2 blocks=1",
+    ] {
         assert_eq!(text.parse::<Schedule>(), Err(ScheduleError::Syntax(text.to_owned())));
     }
 }

@@ -121,17 +121,7 @@ impl Report {
 /// Holds every function but the border's to integer code without division.
 pub fn audit_integer_only(shared_object: &[u8]) -> Result<Report, DisasmError> {
     let code = Code::read(shared_object)?;
-    Ok(code.audit(|function, decoded| {
-        if function.is_border() {
-            return Vec::new();
-        }
-        let problem = match decoded.class {
-            Class::Float => Problem::Float,
-            Class::Division => Problem::Division,
-            Class::Other => return Vec::new(),
-        };
-        vec![problem]
-    }))
+    Ok(code.audit(beyond_integers))
 }
 
 /// Holds every function to the features of `target`.
@@ -144,13 +134,44 @@ pub fn audit_features(shared_object: &[u8], target: &Target) -> Result<Report, D
             expected: target.arch(),
         });
     }
-    Ok(code.audit(|_, decoded| {
-        let missing = decoded.needs.iter().filter(|need| match need {
-            Need::Feature(feature) => !target.has(*feature),
-            Need::Unlisted(_) => true,
-        });
-        missing.map(|need| Problem::Feature(need.to_string())).collect()
-    }))
+    Ok(code.audit(|_, decoded| beyond_features(target, decoded)))
+}
+
+/// Holds one function, `code` alone, to the features of `target` and to what a function of that name may compute.
+#[cfg(test)]
+pub(crate) fn audit_function(name: &str, code: &[u8], target: &Target) -> Report {
+    let function = Function { name: name.to_owned(), range: 0..code.len() as u64 };
+    let code = Code {
+        arch: target.arch(),
+        segments: vec![Segment { address: 0, bytes: code }],
+        functions: vec![function],
+        starts: BTreeSet::from([0]),
+    };
+    code.audit(|function, decoded| {
+        let mut problems = beyond_integers(function, decoded);
+        problems.extend(beyond_features(target, decoded));
+        problems
+    })
+}
+
+fn beyond_integers(function: &Function, decoded: &Decoded) -> Vec<Problem> {
+    if function.is_border() {
+        return Vec::new();
+    }
+    let problem = match decoded.class {
+        Class::Float => Problem::Float,
+        Class::Division => Problem::Division,
+        Class::Other => return Vec::new(),
+    };
+    vec![problem]
+}
+
+fn beyond_features(target: &Target, decoded: &Decoded) -> Vec<Problem> {
+    let missing = decoded.needs.iter().filter(|need| match need {
+        Need::Feature(feature) => !target.has(*feature),
+        Need::Unlisted(_) => true,
+    });
+    missing.map(|need| Problem::Feature(need.to_string())).collect()
 }
 
 /// What an instruction computes, as far as the audit cares.

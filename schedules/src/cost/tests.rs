@@ -12,24 +12,41 @@ struct Source {
     /// Bounds of mean regret and rank correlation. On the second machine most candidates are within a few per cent.
     regret: f64,
     correlation: f64,
+    /// Most that is lost where the default is not the faster algorithm.
+    loss: f64,
     /// Source, weights and height of convolutions where the default is not the faster algorithm, which are close.
     differing: &'static [(Elem, Elem, usize)],
 }
 
-const SOURCES: [Source; 2] = [
+const ZEN4: WideMachine = WideMachine { lanes: 16, registers: 32, dot: true, evex: true };
+
+/// Prices are fitted to all but the last.
+const SOURCES: [Source; 3] = [
     Source {
         data: include_str!("../../data/zen3_avx2.txt"),
         wide: WideMachine { lanes: 8, registers: 16, dot: false, evex: false },
         regret: 0.035,
         correlation: 0.8,
+        loss: 0.08,
         differing: &[(Elem::U8, Elem::I4, 14)],
     },
     Source {
         data: include_str!("../../data/zen4_avx512.txt"),
-        wide: WideMachine { lanes: 16, registers: 32, dot: true, evex: true },
+        wide: ZEN4,
         regret: 0.045,
         correlation: 0.65,
+        loss: 0.08,
         differing: &[],
+    },
+    // Algorithms of Winograd where several products share a sum.
+    Source {
+        data: include_str!("../../data/zen4_avx512_sums.txt"),
+        wide: ZEN4,
+        regret: 0.055,
+        correlation: 0.6,
+        loss: 0.13,
+        // Weights of 7x7 pixels that a benchmark finds in a cache, and the least that is won.
+        differing: &[(Elem::U4, Elem::I4, 7), (Elem::U8, Elem::I8, 35)],
     },
 ];
 
@@ -133,7 +150,7 @@ fn least_squares(all: &[Measured], wide: WideMachine, used: [bool; TERMS]) -> [f
 
 #[test]
 fn prices_are_those_of_the_measurements() {
-    for source in &SOURCES {
+    for source in &SOURCES[..2] {
         let (fitted, prices) = (fit(&measured(source), source.wide), prices(source.wide));
         let agree = prices.iter().zip(fitted).all(|(price, fitted)| (price - fitted).abs() <= 5e-3 * fitted + 1e-4);
         assert!(agree, "{prices:?} against {fitted:.4?}");
@@ -203,7 +220,7 @@ fn winograd_is_the_default_where_it_is_faster() {
                 let chosen = matches!(Schedule::default_for(&measured.spec, source.machine()), Schedule::Winograd(_));
                 let geometry = &measured.geometry;
                 let loss = if chosen { winograd / direct } else { direct / winograd } - 1.0;
-                assert!(loss < 0.08, "{} {} {}: {loss}", geometry.src, geometry.wei, geometry.image_rows);
+                assert!(loss < source.loss, "{} {} {}: {loss}", geometry.src, geometry.wei, geometry.image_rows);
                 if chosen != (winograd < direct) {
                     differing.push((geometry.src, geometry.wei, geometry.image_rows));
                 }

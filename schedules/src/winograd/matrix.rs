@@ -41,22 +41,11 @@ impl Matrix {
 
     /// `self * x * right^T` for `x` of `self.cols` by `right.cols` entries, row-major.
     pub fn sandwich(&self, x: &[i64], right: &Matrix) -> Vec<i64> {
-        self.sandwich_by(x, right, |sum, a, b| sum + a * b)
-    }
-
-    /// The same modulo 2^64, of which the low 32 bits are the result modulo 2^32.
-    pub fn sandwich_wrapping(&self, x: &[i64], right: &Matrix) -> Vec<i64> {
-        self.sandwich_by(x, right, |sum, a, b| sum.wrapping_add(a.wrapping_mul(b)))
-    }
-
-    fn sandwich_by(&self, x: &[i64], right: &Matrix, step: impl Fn(i64, i64, i64) -> i64) -> Vec<i64> {
         let half = Matrix::from_fn(self.rows, right.cols, |i, j| {
-            (0..self.cols).fold(0, |sum, k| step(sum, self.get(i, k), x[k * right.cols + j]))
+            (0..self.cols).map(|k| self.get(i, k) * x[k * right.cols + j]).sum()
         });
-        Matrix::from_fn(self.rows, right.rows, |i, j| {
-            (0..right.cols).fold(0, |sum, k| step(sum, half.get(i, k), right.get(j, k)))
-        })
-        .data
+        Matrix::from_fn(self.rows, right.rows, |i, j| (0..right.cols).map(|k| half.get(i, k) * right.get(j, k)).sum())
+            .data
     }
 
     /// Largest sum of magnitudes of a row: how much wider than its inputs a result can be.
@@ -68,21 +57,9 @@ impl Matrix {
         self.row(row).iter().map(|v| v.abs()).sum()
     }
 
-    pub(super) fn scale_row(&mut self, row: usize, factor: i64) {
-        self.data[row * self.cols..][..self.cols].iter_mut().for_each(|v| *v *= factor);
-    }
-
     /// Greatest common divisor of a column.
     pub(super) fn column_content(&self, col: usize) -> i64 {
         (0..self.rows).fold(0, |acc, i| gcd(acc, self.get(i, col)))
-    }
-
-    /// Replaces a column by its image under `f`.
-    pub(super) fn map_column(&mut self, col: usize, f: impl Fn(i64) -> i64) {
-        for i in 0..self.rows {
-            let entry = &mut self.data[i * self.cols + col];
-            *entry = f(*entry);
-        }
     }
 }
 

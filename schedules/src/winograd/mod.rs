@@ -5,8 +5,8 @@
 //! the convolution in lanes of 8 or 16 bits, or a [`Refusal`] that says what does not fit.
 //!
 //! A member computes `m` outputs of a convolution with `r` taps from `n = m + r - 1` inputs with `n`
-//! multiplications instead of `m * r`: `at * ((g w) .* (bt x)) = divisor * y` ([`Transform1d`]). Two
-//! dimensions nest ([`Winograd2d`]). All matrices are integral; what is left is an exact division
+//! multiplications instead of `m * r`: `at * ((g w) .* (bt x)) = divisor * y` ([`Transform1d`]). A few
+//! of them add up to a filter with a stride or with many taps ([`Filter`]), and two dimensions nest ([`Winograd2d`]). All matrices are integral; what is left is an exact division
 //! ([`Divisor`]). The argument is in `docs/winograd.md`; what holds here:
 //!
 //! - Transforms of inputs ([`Program`]) are additions, subtractions and multiplications by constants.
@@ -23,6 +23,7 @@
 //! Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (2016), nested in two dimensions
 //! for small kernels.
 
+mod filter;
 mod matrix;
 mod member;
 mod nested;
@@ -31,11 +32,12 @@ mod proof;
 mod search;
 mod transform;
 
+pub use filter::{Filter, Piece};
 pub use matrix::Matrix;
-pub use member::{Kernel, Lane, Member, Part, Piece, members};
+pub use member::{Kernel, Lane, Member, members};
 pub use nested::Winograd2d;
 pub use program::{Op, Program};
-pub use proof::{Layer, PartProof, Proof, Refusal, prove};
+pub use proof::{Layer, Proof, Refusal, prove};
 pub use transform::{Divisor, MAX_N, POINTS, Point, Transform1d};
 
 #[cfg(test)]

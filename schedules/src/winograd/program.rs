@@ -14,6 +14,26 @@ pub enum Op {
     Neg(usize),
 }
 
+impl Op {
+    fn operands(self) -> impl Iterator<Item = usize> {
+        let (first, second) = match self {
+            Op::Add(a, b) | Op::Sub(a, b) => (a, Some(b)),
+            Op::Shl(a, _) | Op::Mul(a, _) | Op::Neg(a) => (a, None),
+        };
+        std::iter::once(first).chain(second)
+    }
+
+    fn renamed(self, name: impl Fn(usize) -> usize) -> Op {
+        match self {
+            Op::Add(a, b) => Op::Add(name(a), name(b)),
+            Op::Sub(a, b) => Op::Sub(name(a), name(b)),
+            Op::Shl(a, by) => Op::Shl(name(a), by),
+            Op::Mul(a, by) => Op::Mul(name(a), by),
+            Op::Neg(a) => Op::Neg(name(a)),
+        }
+    }
+}
+
 /// Equal to a matrix product over any ring of integers modulo a power of two: every operation is one of
 /// the ring, so intermediates may wrap in lanes of any width.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -28,6 +48,28 @@ impl Program {
     /// A short program for a matrix without rows of zeros.
     pub fn of(matrix: &Matrix) -> Program {
         search::program(matrix)
+    }
+
+    /// The program of some of the outputs.
+    pub fn restricted(&self, outputs: std::ops::Range<usize>) -> Program {
+        let outputs = &self.outputs[outputs];
+        let mut needed = vec![false; self.inputs + self.ops.len()];
+        outputs.iter().for_each(|&value| needed[value] = true);
+        for (index, op) in self.ops.iter().enumerate().rev() {
+            if needed[self.inputs + index] {
+                op.operands().for_each(|operand| needed[operand] = true);
+            }
+        }
+        // Inputs keep their numbers.
+        let mut renamed: Vec<usize> = (0..self.inputs).collect();
+        let mut ops = Vec::new();
+        for (value, op) in (self.inputs..).zip(&self.ops) {
+            renamed.push(self.inputs + ops.len());
+            if needed[value] {
+                ops.push(op.renamed(|operand| renamed[operand]));
+            }
+        }
+        Program { inputs: self.inputs, ops, outputs: outputs.iter().map(|&value| renamed[value]).collect() }
     }
 
     /// Runs the program in signed lanes of `bits` (at most 64) that wrap.

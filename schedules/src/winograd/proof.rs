@@ -10,7 +10,7 @@ use std::fmt;
 use hawqc_ir::Range;
 use thiserror::Error;
 
-use super::member::{Lane, Member, Part};
+use super::member::{Lane, Member};
 use super::nested::Winograd2d;
 
 /// What a proof needs to know of a layer.
@@ -29,26 +29,19 @@ pub struct Layer<'a> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Proof {
     pub member: Member,
-    /// As [`Member::parts`].
-    pub parts: Vec<PartProof>,
-    /// Results, bias included where the layer has one. Times `2^shift` of the divisor they fit 32 bits too, so
-    /// that shift may be left to a requantisation that follows.
-    pub result: Range,
-}
-
-/// The lanes of a part.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PartProof {
     /// Transformed weights of every position.
     pub weights: Range,
     /// What a lane holds, per position: transformed inputs plus the offset.
     pub inputs: Vec<Range>,
     /// Per position, what is added to transformed inputs; the same everywhere where that is possible.
     pub offsets: Vec<i64>,
-    /// How many sums of two products of 8-bit lanes (as `vpmaddubsw` forms them), of any channels in any
+    /// How many sums of two products of 8-bit lanes (as `vpmaddubsw` forms them), of any channels of a position in any
     /// order, stay within 16 bits: 0 where not even one does (and in 16-bit lanes), half the channels,
     /// rounded up, where all do.
     pub pair_steps: usize,
+    /// Results, bias included where the layer has one. Times `2^shift` of the divisor they fit 32 bits too, so
+    /// that shift may be left to a requantisation that follows.
+    pub result: Range,
 }
 
 /// Why a member may not be used for a layer.
@@ -97,24 +90,40 @@ impl Lane {
 /// Proves that `member` gives every bit of `layer`, or says what does not fit.
 pub fn prove(member: &Member, layer: &Layer) -> Result<Proof, Refusal> {
     check(member, layer)?;
-    let parts = member.parts();
-    let proofs = parts.iter().map(|part| prove_part(member, part, layer)).collect::<Result<_, _>>()?;
+    let algorithm = &member.algorithm;
+    let raw: Vec<Range> = (0..algorithm.positions()).map(|p| input_range(algorithm, p, layer.src)).collect();
+    let lane = member.lane.inputs();
+    let columns = algorithm.cols.products();
+    let offsets = offsets(&raw, lane).map_err(|p| Refusal::Inputs {
+        member: member.to_string(),
+        position: (p / columns, p % columns),
+        found: raw[p],
+        width: lane.hi - lane.lo + 1,
+    })?;
+    let inputs: Vec<Range> = raw.iter().zip(&offsets).map(|(r, o)| Range::new(r.lo + o, r.hi + o)).collect();
+    let [k, _, _, c] = layer.shape;
+    let weights = Weights::of(algorithm, layer.weights, [k, c], &inputs);
+    let lane = member.lane.weights();
+    if !lane.contains(weights.range) {
+        return Err(Refusal::Weights { member: member.to_string(), found: weights.range, lane });
+    }
+    let pair_steps = if member.lane == Lane::I8 { weights.pair_steps } else { 0 };
     let result = result_range(layer);
-    let shift = parts.first().map_or(0, |part| part.transform.divisor().shift);
+    let shift = algorithm.divisor().shift;
     if !I32.contains(result) || !I32.contains(Range::new(result.lo << shift, result.hi << shift)) {
         return Err(Refusal::Result { member: member.to_string(), found: result, shift });
     }
-    Ok(Proof { member: member.clone(), parts: proofs, result })
+    Ok(Proof { member: member.clone(), weights: weights.range, inputs, offsets, pair_steps, result })
 }
 
 /// That the layer is one the bounds can be computed for without overflow.
 fn check(member: &Member, layer: &Layer) -> Result<(), Refusal> {
     let [k, kh, kw, c] = layer.shape;
     let refuse = |found: String| {
-        let taps = member.kernel.taps;
+        let taps = member.kernel().taps;
         Err(Refusal::Layer { member: member.to_string(), taps, found })
     };
-    if [kh, kw] != member.kernel.taps || layer.weights.len() != k * kh * kw * c || layer.weights.is_empty() {
+    if [kh, kw] != member.kernel().taps || layer.weights.len() != k * kh * kw * c || layer.weights.is_empty() {
         return refuse(format!("{} weights of shape {:?}", layer.weights.len(), layer.shape));
     }
     if !I16.contains(layer.src) || !layer.weights.iter().all(|&w| within(w, I16)) {
@@ -137,31 +146,9 @@ fn range(values: &[i64]) -> Range {
     Range { lo, hi: values.iter().copied().max().unwrap_or(0) }
 }
 
-fn prove_part(member: &Member, part: &Part, layer: &Layer) -> Result<PartProof, Refusal> {
-    let transform = &part.transform;
-    let raw: Vec<Range> = (0..transform.positions()).map(|p| input_range(transform, p, layer.src)).collect();
-    let lane = member.lane.inputs();
-    let offsets = offsets(&raw, lane).map_err(|p| Refusal::Inputs {
-        member: member.to_string(),
-        position: (p / transform.cols.n, p % transform.cols.n),
-        found: raw[p],
-        width: lane.hi - lane.lo + 1,
-    })?;
-    let inputs: Vec<Range> = raw.iter().zip(&offsets).map(|(r, o)| Range::new(r.lo + o, r.hi + o)).collect();
-    let [k, _, _, c] = layer.shape;
-    let taps = part.weights(member.kernel, layer.weights, k, c);
-    let weights = Weights::of(transform, &taps, [k, c], &inputs);
-    let lane = member.lane.weights();
-    if !lane.contains(weights.range) {
-        return Err(Refusal::Weights { member: member.to_string(), found: weights.range, lane });
-    }
-    let pair_steps = if member.lane == Lane::I8 { weights.pair_steps } else { 0 };
-    Ok(PartProof { weights: weights.range, inputs, offsets, pair_steps })
-}
-
 /// All values of a position's transformed input.
-fn input_range(transform: &Winograd2d, position: usize, src: Range) -> Range {
-    let (positive, negative) = transform.input_coefficients(position);
+fn input_range(algorithm: &Winograd2d, position: usize, src: Range) -> Range {
+    let (positive, negative) = algorithm.input_coefficients(position);
     Range::new(positive * src.lo + negative * src.hi, positive * src.hi + negative * src.lo)
 }
 
@@ -179,20 +166,20 @@ fn offsets(raw: &[Range], lane: Range) -> Result<Vec<i64>, usize> {
     raw.iter().enumerate().map(own).collect()
 }
 
-/// Transformed weights of a part.
+/// Transformed weights.
 struct Weights {
     range: Range,
     pair_steps: usize,
 }
 
 impl Weights {
-    /// `taps` are `[k][rows.r][cols.r][c]`.
-    fn of(transform: &Winograd2d, taps: &[i64], [k, c]: [usize; 2], inputs: &[Range]) -> Weights {
+    /// `taps` are `[k][kh][kw][c]`.
+    fn of(algorithm: &Winograd2d, taps: &[i64], [k, c]: [usize; 2], inputs: &[Range]) -> Weights {
         let per_channel = taps.len() / k;
         let mut all: Option<Range> = None;
         let mut pair_steps = c.div_ceil(2);
         for taps in taps.chunks_exact(per_channel) {
-            let transformed = transform.transform_weights(taps, 1, c);
+            let transformed = algorithm.transform_weights(taps, 1, c);
             let own = range(&transformed);
             all = Some(all.map_or(own, |r| r.union(own)));
             for (weights, input) in transformed.chunks_exact(c).zip(inputs) {
@@ -237,7 +224,7 @@ fn result_range(layer: &Layer) -> Range {
     channels.reduce(Range::union).unwrap_or(Range { lo: 0, hi: 0 })
 }
 
-impl PartProof {
+impl Proof {
     /// Whether transformed inputs fit signed lanes of 8 bits without the offset, as `sdot` wants them.
     pub fn signed_inputs(&self) -> bool {
         let lane = Lane::I8.weights();
@@ -245,27 +232,23 @@ impl PartProof {
         raw.into_iter().all(|r| lane.contains(r))
     }
 
-    /// Where the part's sums start, `[positions][k]` modulo 2^32, given its transformed weights
-    /// `[positions][k][c]`: what takes the offsets out again, and the bias where this part adds it.
-    /// `None` where the transform has no place for a bias.
-    pub fn starts(&self, part: &Part, transformed: &[i64], k: usize, bias: Option<&[i64]>) -> Option<Vec<i32>> {
-        let positions = self.offsets.len();
-        let c = transformed.len() / (positions * k);
-        let ones = if bias.is_some() { part.transform.ones()? } else { vec![0; positions] };
-        let start = |i: usize| {
-            let (p, ki) = (i / k, i % k);
-            let weights: i64 = transformed[i * c..][..c].iter().sum();
-            let bias = bias.map_or(0, |bias| bias[ki].wrapping_mul(ones[p]));
-            bias.wrapping_sub(self.offsets[p].wrapping_mul(weights)) as i32
-        };
-        Some((0..positions * k).map(start).collect())
-    }
-}
-
-impl Proof {
-    /// The fewest of any part.
-    pub fn pair_steps(&self) -> usize {
-        self.parts.iter().map(|part| part.pair_steps).min().unwrap_or(0)
+    /// Where sums start, `[sum][k]` modulo 2^32, given the transformed weights `[positions][k][c]`: what takes the
+    /// offsets out again, and the bias. `None` where the algorithm has no place for a bias.
+    pub fn starts(&self, transformed: &[i64], k: usize, bias: Option<&[i64]>) -> Option<Vec<i32>> {
+        let algorithm = &self.member.algorithm;
+        let mut starts = vec![0i64; algorithm.sums() * k];
+        if let Some(bias) = bias {
+            let ones = algorithm.ones()?;
+            starts.iter_mut().enumerate().for_each(|(i, start)| *start = bias[i % k].wrapping_mul(ones[i / k]));
+        }
+        let c = transformed.len() / (self.offsets.len() * k);
+        for (p, sum) in algorithm.sum_of().into_iter().enumerate() {
+            for (ki, start) in starts[sum * k..][..k].iter_mut().enumerate() {
+                let weights: i64 = transformed[(p * k + ki) * c..][..c].iter().sum();
+                *start = start.wrapping_sub(self.offsets[p].wrapping_mul(weights));
+            }
+        }
+        Some(starts.into_iter().map(|start| start as i32).collect())
     }
 }
 
@@ -282,20 +265,18 @@ impl fmt::Display for Show {
 /// [-4000, 5000] times 4, 16-bit sums of 3 pairs`.
 impl fmt::Display for Proof {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let zero = Range { lo: 0, hi: 0 };
-        let weights = self.parts.iter().map(|part| part.weights).reduce(Range::union).unwrap_or(zero);
-        let inputs = self.parts.iter().flat_map(|part| &part.inputs).copied().reduce(Range::union).unwrap_or(zero);
-        write!(f, "{} legal: transformed weights in {}, inputs in {}", self.member, Show(weights), Show(inputs))?;
-        let offsets: Vec<i64> = self.parts.iter().flat_map(|part| &part.offsets).copied().collect();
-        let added = range(&offsets);
+        let inputs = self.inputs.iter().copied().reduce(Range::union).unwrap_or(Range { lo: 0, hi: 0 });
+        let weights = Show(self.weights);
+        write!(f, "{} legal: transformed weights in {weights}, inputs in {}", self.member, Show(inputs))?;
+        let added = range(&self.offsets);
         match (added.lo, added.hi) {
             (0, 0) => {}
             (lo, hi) if lo == hi => write!(f, " with {lo} added")?,
             _ => write!(f, " with {} added by position", Show(added))?,
         }
-        let divisor = self.member.parts().first().map_or(1, |part| part.transform.divisor().value);
+        let divisor = self.member.algorithm.divisor().value;
         write!(f, ", results in {} times {divisor}", Show(self.result))?;
-        match (self.member.lane, self.pair_steps()) {
+        match (self.member.lane, self.pair_steps) {
             (Lane::I16, _) => Ok(()),
             (Lane::I8, 0) => f.write_str(", no 16-bit sums of pairs"),
             (Lane::I8, steps) => write!(f, ", 16-bit sums of {steps} pairs"),

@@ -21,7 +21,7 @@ fn served() -> impl Iterator<Item = (usize, usize)> {
 }
 
 fn kernels() -> Vec<Kernel> {
-    let taps = [[3, 3], [1, 3], [3, 1], [1, 7], [7, 1], [5, 5], [2, 2], [1, 5]];
+    let taps = [[3, 3], [1, 3], [3, 1], [1, 7], [7, 1], [5, 5], [2, 2], [1, 5], [5, 1]];
     let unit = taps.map(|taps| Kernel { taps, stride: [1, 1] });
     let strided = [([3, 3], [2, 2]), ([3, 3], [1, 2]), ([1, 3], [1, 2])];
     unit.into_iter().chain(strided.map(|(taps, stride)| Kernel { taps, stride })).collect()
@@ -34,47 +34,81 @@ fn cached_members(kernel: Kernel) -> &'static [Member] {
     ALL.iter().find(|entry| entry.0 == kernel).map_or(&[], |entry| &entry.1)
 }
 
-/// Programs of the transforms of inputs and of outputs.
-fn programs(t: &Transform1d) -> (Program, Program) {
-    static ALL: Mutex<Vec<(Transform1d, (Program, Program))>> = Mutex::new(Vec::new());
+/// A short program for a matrix.
+fn program(matrix: &Matrix) -> Program {
+    static ALL: Mutex<Vec<(Matrix, Program)>> = Mutex::new(Vec::new());
     let mut all = ALL.lock().unwrap();
-    if let Some(entry) = all.iter().find(|entry| entry.0 == *t) {
+    if let Some(entry) = all.iter().find(|entry| entry.0 == *matrix) {
         return entry.1.clone();
     }
-    all.push((t.clone(), (t.input_program(), t.output_program())));
+    all.push((matrix.clone(), Program::of(matrix)));
     all[all.len() - 1].1.clone()
+}
+
+/// Every filter of one transform, and of several for the members' strides and runs.
+fn filters() -> impl Iterator<Item = Filter> {
+    let whole = sizes().filter_map(|(m, r)| Filter::new(m, r, 1, &[]));
+    let several = kernels().into_iter().flat_map(cached_members);
+    let several = several.flat_map(|member| [&member.algorithm.rows, &member.algorithm.cols]).cloned();
+    whole.chain(several.filter(|filter| filter.pieces.len() > 1))
 }
 
 fn member(name: &str, taps: [usize; 2], stride: [usize; 2]) -> Member {
     Member::find(Kernel { taps, stride }, name).unwrap_or_else(|| panic!("{name}"))
 }
 
-/// A 1-D transform is a linear identity in `w` and `x`: unit vectors decide it for all values.
+/// A filter is a linear identity in `w` and `x`: unit vectors decide it for all values.
 #[test]
-fn transforms_equal_convolution_for_all_unit_vectors() {
-    for (m, r) in sizes() {
-        let t = Transform1d::best(m, r).unwrap();
-        let ones = t.ones().unwrap();
-        let divisor = i64::try_from(t.divisor).unwrap();
-        assert_eq!(t.at.apply(&ones), vec![divisor; m], "F({m},{r})");
-        for (k, j) in (0..r).flat_map(|k| (0..t.n).map(move |j| (k, j))) {
+fn filters_equal_convolution_for_all_unit_vectors() {
+    let mut shared = 0;
+    for filter in filters() {
+        let (m, inputs) = (filter.outputs(), filter.inputs());
+        let divisor = i64::try_from(filter.divisor).unwrap();
+        assert_eq!(filter.at.apply(&filter.ones().unwrap()), vec![divisor; m], "{filter:?}");
+        for (k, j) in (0..filter.taps).flat_map(|k| (0..inputs).map(move |j| (k, j))) {
             let unit = |len: usize, at: usize| (0..len).map(|i| i64::from(i == at)).collect::<Vec<_>>();
-            let (w, x) = (unit(r, k), unit(t.n, j));
-            let products: Vec<i64> = t.g.apply(&w).iter().zip(t.bt.apply(&x)).map(|(a, b)| a * b).collect();
-            let expected: Vec<i64> = conv1d(&w, &x, m).iter().map(|y| y * divisor).collect();
-            assert_eq!(t.at.apply(&products), expected, "F({m},{r})");
+            let (w, x) = (unit(filter.taps, k), unit(inputs, j));
+            let mut sums = vec![0; filter.sums()];
+            for ((a, b), &sum) in filter.g.apply(&w).iter().zip(filter.bt.apply(&x)).zip(&filter.sum_of) {
+                sums[sum] += a * b;
+            }
+            let y = |i: usize| if filter.stride * i + k == j { divisor } else { 0 };
+            assert_eq!(filter.at.apply(&sums), (0..m).map(y).collect::<Vec<_>>(), "{filter:?}");
         }
+        shared += filter.products() - filter.sums();
+    }
+    assert!(shared > 0);
+}
+
+/// Products of several transforms share sums, for which weights grow little.
+#[test]
+fn pieces_share_sums() {
+    for (m, taps, stride, runs, products, sums, growth) in [
+        (2, 3, 2, &[][..], 5, 3, 2),
+        (3, 3, 2, &[], 7, 5, 2),
+        (4, 3, 2, &[], 9, 7, 3),
+        // Its pieces alone grow 3 times.
+        (2, 5, 1, &[3, 2], 7, 4, 4),
+        // Two sums for the point 2, where sharing would grow weights 12 times.
+        (4, 5, 1, &[3, 2], 11, 7, 7),
+        (3, 7, 1, &[4, 3], 11, 7, 15),
+        (4, 7, 1, &[3, 3, 1], 16, 8, 7),
+        (1, 3, 1, &[], 3, 1, 1),
+    ] {
+        let filter = Filter::new(m, taps, stride, runs).unwrap();
+        let found = (filter.products(), filter.sums(), filter.g.growth());
+        assert_eq!(found, (products, sums, growth), "F({m},{taps}:{stride}) {runs:?}");
     }
 }
 
 #[test]
 fn known_transforms_come_out() {
     let rows = |m: &Matrix| (0..m.rows()).map(|i| m.row(i).to_vec()).collect::<Vec<_>>();
-    let t = Transform1d::best(2, 3).unwrap();
+    let t = Filter::new(2, 3, 1, &[]).unwrap();
     assert_eq!(rows(&t.bt), [[1, 0, -1, 0], [0, 1, 1, 0], [0, 1, -1, 0], [0, 1, 0, -1]]);
     assert_eq!(rows(&t.at), [[1, 1, 1, 0], [0, 1, -1, 1]]);
     assert_eq!((t.divisor, t.g.growth()), (2, 3));
-    let t = Transform1d::best(4, 3).unwrap();
+    let t = Filter::new(4, 3, 1, &[]).unwrap();
     assert_eq!((t.divisor, t.bt.growth(), t.g.growth()), (24, 10, 7));
     let d = Winograd2d { rows: t.clone(), cols: t }.divisor();
     assert_eq!((d.value, d.shift, d.odd), (576, 6, 9));
@@ -100,13 +134,14 @@ fn what_is_no_transform_is_refused() {
 #[test]
 fn programs_equal_matrices_and_are_short() {
     let mut lengths = Vec::new();
-    for (m, r) in served() {
-        let t = Transform1d::best(m, r).unwrap();
-        let (input, output) = programs(&t);
-        for (matrix, program) in [(&t.bt, &input), (&t.at, &output)] {
+    let whole = served().map(|(m, r)| Filter::new(m, r, 1, &[]).unwrap());
+    for filter in whole.chain(filters().filter(|filter| filter.pieces.len() > 1)) {
+        let inputs: Vec<&Matrix> = filter.pieces.iter().map(|piece| &piece.transform.bt).collect();
+        for &matrix in inputs.iter().chain([&&filter.at]) {
+            let program = program(matrix);
             for j in 0..matrix.cols() {
                 let unit: Vec<i64> = (0..matrix.cols()).map(|i| i64::from(i == j)).collect();
-                assert_eq!(program.eval(&unit, 64), matrix.apply(&unit), "F({m},{r}) {matrix:?} {program:?}");
+                assert_eq!(program.eval(&unit, 64), matrix.apply(&unit), "{matrix:?} {program:?}");
             }
             let defined = |op: &Op, i: usize| match *op {
                 Op::Add(a, b) | Op::Sub(a, b) => a.max(b) < program.inputs + i,
@@ -114,11 +149,32 @@ fn programs_equal_matrices_and_are_short() {
             };
             assert!(program.ops.iter().enumerate().all(|(i, op)| defined(op, i)));
         }
-        lengths.push(((m, r), input.ops.len(), output.ops.len()));
+        let ops = |matrix: &Matrix| program(matrix).ops.len();
+        lengths.push(((filter.outputs(), filter.taps), inputs.into_iter().map(ops).sum::<usize>(), ops(&filter.at)));
     }
     for ((m, r), bt, at) in [((2, 3), 4, 4), ((4, 3), 17, 17), ((6, 3), 40, 39)] {
         let found = lengths.iter().find(|l| l.0 == (m, r)).unwrap();
         assert!(found.1 <= bt && found.2 <= at, "F({m},{r}): {found:?}");
+    }
+}
+
+/// A part of a program gives the same values, and the parts together do not need fewer operations.
+#[test]
+fn programs_of_some_outputs_equal_the_whole() {
+    for matrix in filters().map(|filter| filter.at) {
+        let whole = program(&matrix);
+        let inputs: Vec<i64> = (0..whole.inputs as i64).map(|i| 1000 * i * i - 77).collect();
+        let expected = whole.eval(&inputs, 32);
+        for first in 0..expected.len() {
+            for end in first..=expected.len() {
+                let part = whole.restricted(first..end);
+                assert_eq!(part.eval(&inputs, 32), expected[first..end]);
+                assert!(part.ops.len() <= whole.ops.len());
+            }
+        }
+        let halves = [0..expected.len() / 2, expected.len() / 2..expected.len()];
+        let ops: usize = halves.map(|half| whole.restricted(half).ops.len()).iter().sum();
+        assert!(ops >= whole.restricted(0..expected.len()).ops.len());
     }
 }
 
@@ -131,14 +187,13 @@ fn names_are_unique_and_find_their_member() {
             assert_eq!(Member::find(kernel, &member.to_string()).as_ref(), Some(member));
             assert!(!all[..i].contains(member), "{member} twice");
             assert!(member.multiplications() < member.direct_multiplications());
-            let parts = member.parts();
-            assert!(parts.iter().all(|part| part.transform.divisor() == parts[0].transform.divisor()));
-            assert!(parts[0].transform.ones().is_some());
+            assert!(member.algorithm.ones().is_some());
+            assert_eq!(member.kernel(), kernel);
         }
     }
     let strided = member("F(2x2,3x3:2x2)/i8", [3, 3], [2, 2]);
-    let taps: Vec<_> = strided.parts().iter().map(|p| (p.first, [p.transform.rows.r, p.transform.cols.r])).collect();
-    assert_eq!(taps, [([0, 0], [2, 2]), ([0, 1], [2, 1]), ([1, 0], [1, 2]), ([1, 1], [1, 1])]);
+    let pieces = |filter: &Filter| filter.pieces.iter().map(|p| (p.first, p.transform.r)).collect::<Vec<_>>();
+    assert_eq!([&strided.algorithm.rows, &strided.algorithm.cols].map(pieces), [[(0, 2), (1, 1)], [(0, 2), (1, 1)]]);
     assert_eq!((strided.multiplications(), strided.direct_multiplications()), (25, 36));
     member("F(1x2,1x(3+3+1))/i8", [1, 7], [1, 1]);
 }
@@ -198,7 +253,7 @@ proptest! {
         bits in proptest::sample::select(vec![8u32, 16, 32]),
     ) {
         let t = Transform1d::best(size.0, size.1).unwrap();
-        let narrow = programs(&t).0.eval(&x[..t.n], bits);
+        let narrow = program(&t.bt).eval(&x[..t.n], bits);
         for (i, value) in narrow.into_iter().enumerate() {
             let exact: i128 = t.bt.row(i).iter().zip(&x).map(|(&a, &b)| i128::from(a) * i128::from(b)).sum();
             prop_assert_eq!((exact - i128::from(value)) % (1 << bits), 0);
@@ -226,16 +281,11 @@ proptest! {
         let member = &all[choice.index(all.len())];
         let image = attack::Image::new(member, 1, |i| x[i % x.len()]);
         let w = &w[..kernel.taps.iter().product()];
-        let [mh, mw] = member.outputs();
-        let mut sum = vec![0; mh * mw];
-        for part in member.parts() {
-            let tile = image.tile(member, &part, 0);
-            let u = part.transform.transform_weights(&part.weights(kernel, w, 1, 1), 1, 1);
-            let v = part.transform.transform_input(&tile);
-            let products: Vec<i64> = u.iter().zip(v).map(|(u, v)| u * v).collect();
-            let y = part.transform.transform_output(&products).unwrap();
-            sum.iter_mut().zip(y).for_each(|(sum, y)| *sum += y);
-        }
-        prop_assert_eq!(sum, image.convolve(member, w, 1, None));
+        let algorithm = &member.algorithm;
+        let u = algorithm.transform_weights(w, 1, 1);
+        let v = algorithm.transform_input(&image.tile(0));
+        let mut sums = vec![0; algorithm.sums()];
+        u.iter().zip(v).zip(algorithm.sum_of()).for_each(|((u, v), sum)| sums[sum] += u * v);
+        prop_assert_eq!(algorithm.transform_output(&sums).unwrap(), image.convolve(member, w, 1, None));
     }
 }

@@ -11,6 +11,8 @@
 //! is primitive as it stands, so inputs and weights grow as little as the points allow, and the least
 //! common multiple of the `e_i` is the least divisor that keeps `at` integral.
 
+use std::sync::OnceLock;
+
 use super::matrix::{Matrix, gcd, lcm};
 use super::program::Program;
 
@@ -105,7 +107,7 @@ impl Transform1d {
             bt_rows.push(row);
             values.push(value);
         }
-        let mut transform = Transform1d {
+        Some(Transform1d {
             m,
             r,
             n,
@@ -113,15 +115,20 @@ impl Transform1d {
             g: Matrix::from_fn(n, r, |i, k| points[i].powers(r)(k) * values[i].signum()),
             at: Matrix::from_fn(m, n, |k, i| points[i].powers(m)(k) * (divisor / values[i].abs())),
             divisor: u64::try_from(divisor).ok()?,
-        };
-        transform.absorb(transform.g.growth());
-        Some(transform)
+        })
     }
 
     /// The transform of least growth over the default points: least product of the growths of inputs
     /// and weights, then of inputs, then least divisor. `None` where `m + r - 1` exceeds [`MAX_N`].
     pub fn best(m: usize, r: usize) -> Option<Transform1d> {
-        let n = (m + r).checked_sub(1).filter(|&n| m > 0 && r > 0 && n <= MAX_N)?;
+        static BEST: [[OnceLock<Option<Transform1d>>; MAX_N]; MAX_N] =
+            [const { [const { OnceLock::new() }; MAX_N] }; MAX_N];
+        let entry = BEST.get(m.checked_sub(1)?)?.get(r.checked_sub(1)?)?;
+        entry.get_or_init(|| Transform1d::search(m, r)).clone()
+    }
+
+    fn search(m: usize, r: usize) -> Option<Transform1d> {
+        let n = (m + r).checked_sub(1).filter(|&n| n <= MAX_N)?;
         if m == 1 || r == 1 {
             return Some(Transform1d::direct(m, r));
         }
@@ -141,58 +148,9 @@ impl Transform1d {
         Transform1d { m, r, n, bt: Matrix::identity(n), g, at, divisor: 1 }
     }
 
-    /// One output, one tap.
-    pub fn identity() -> Transform1d {
-        Transform1d::direct(1, 1)
-    }
-
-    /// The same transform with a multiple of its divisor, so that results of several can be added before
-    /// they are divided. Weights grow to no more than `growth` by it.
-    pub(super) fn with_divisor(mut self, divisor: u64, growth: i64) -> Option<Transform1d> {
-        let factor = divisor.is_multiple_of(self.divisor).then_some(divisor / self.divisor)?;
-        let factor = i64::try_from(factor).ok()?;
-        (0..self.n).for_each(|i| self.at.map_column(i, |v| v * factor));
-        self.divisor = divisor;
-        self.absorb(growth);
-        Some(self)
-    }
-
-    /// Moves factors of columns of `at` into rows of `g`, which are applied ahead of time, as far as no
-    /// row of `g` grows beyond `growth`.
-    fn absorb(&mut self, growth: i64) {
-        for i in 0..self.n {
-            let content = self.at.column_content(i);
-            let limit = growth / self.g.row_growth(i).max(1);
-            let factor = (1..=limit.min(content)).rev().find(|f| content % f == 0).unwrap_or(1);
-            self.at.map_column(i, |v| v / factor);
-            self.g.scale_row(i, factor);
-        }
-    }
-
-    /// `z` with `at * z = divisor * (1, .., 1)`: added to the products, `b * z` adds `b` to every output.
-    pub fn ones(&self) -> Option<Vec<i64>> {
-        let divisor = i64::try_from(self.divisor).ok()?;
-        let unit = |i: usize, value: i64| (0..self.n).map(|j| if i == j { value } else { 0 }).collect();
-        let constant = (0..self.n).find_map(|i| {
-            let first = self.at.get(0, i);
-            let same = (1..self.m).all(|k| self.at.get(k, i) == first);
-            (same && first != 0 && divisor % first == 0).then(|| unit(i, divisor / first))
-        });
-        // A diagonal `at` has no constant column.
-        constant.or_else(|| {
-            let z: Vec<i64> = (0..self.n).map(|i| divisor / self.at.column_content(i).max(1)).collect();
-            (self.at.apply(&z) == vec![divisor; self.m]).then_some(z)
-        })
-    }
-
     /// How inputs are transformed.
     pub fn input_program(&self) -> Program {
         Program::of(&self.bt)
-    }
-
-    /// How products are transformed.
-    pub fn output_program(&self) -> Program {
-        Program::of(&self.at)
     }
 }
 

@@ -3,8 +3,9 @@
 //! The image is raw little-endian f32 of the model's input shape. Standard output gets one line of JSON when the first
 //! inference is done, then one line for each line of standard input, as `worker.py` describes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, Write};
+use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
@@ -12,10 +13,22 @@ use rustix::time::{ClockId, clock_gettime};
 use serde_json::json;
 use tract_linalg::multithread::Executor;
 use tract_onnx::prelude::*;
+use tract_onnx::tract_core::ops::matmul::optimized::OptMatMul;
 
 const VERSION: &str = "0.23.9";
 
-fn main() -> Result<()> {
+/// What goes wrong is told in one line, which compare.py reports.
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{}", format!("{error:#}").replace('\n', " "));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [model, image, threads] = arguments.as_slice() else {
         anyhow::bail!("usage: tract-worker MODEL.onnx IMAGE.f32 THREADS");
@@ -81,16 +94,27 @@ fn processor_time() -> i64 {
     time.tv_sec * 1_000_000_000 + time.tv_nsec
 }
 
-/// How many nodes of each operator and element type the optimised network has.
+/// How many nodes of each operator and element type the optimised network has, products by their kernels before the others.
 fn operations(model: &TypedModel) -> String {
     let mut counts = BTreeMap::new();
     for node in model.nodes() {
-        let element = node.outputs.first().map_or(String::new(), |o| format!("{:?}", o.fact.datum_type));
-        *counts.entry(format!("{} {element}", node.op.name())).or_insert(0) += 1;
+        let product = node.op_as::<OptMatMul>();
+        let what = match product {
+            Some(product) => {
+                let kernels: BTreeSet<&str> = product.mmm.iter().map(|kernel| kernel.name()).collect();
+                format!("{} by {}", node.op.name(), Vec::from_iter(kernels).join(" or "))
+            }
+            None => {
+                let element = node.outputs.first().map_or(String::new(), |o| format!("{:?}", o.fact.datum_type));
+                format!("{} {element}", node.op.name())
+            }
+        };
+        *counts.entry((product.is_none(), what)).or_insert(0) += 1;
     }
-    let mut counts: Vec<(String, i32)> = counts.into_iter().collect();
-    counts.sort_by_key(|(_, n)| -n);
-    let shown: Vec<String> = counts.iter().take(8).map(|(name, n)| format!("{n} {name}")).collect();
+    let mut counts: Vec<((bool, String), i32)> = counts.into_iter().collect();
+    counts.sort_by_key(|((other, _), n)| (*other, -n));
+    let products = counts.iter().filter(|((other, _), _)| !other).count();
+    let shown: Vec<String> = counts.iter().take(products + 8).map(|((_, what), n)| format!("{n} {what}")).collect();
     shown.join(", ")
 }
 

@@ -26,3 +26,27 @@ fn loops_keep_what_they_need() {
     assert!(allocation.vecs[1..].iter().all(|&r| r != allocation.vecs[0]));
     assert!(asm.finish().is_ok());
 }
+
+/// Two pieces of code beside each other keep their own order and are spread evenly.
+#[test]
+fn pieces_are_mixed_evenly() {
+    let order = |firsts: usize, seconds: usize| -> Vec<usize> {
+        let (mut asm, argument) = Asm::new(Isa::Avx2);
+        let put = |asm: &mut Asm, places: std::ops::Range<usize>| {
+            places.for_each(|place| asm.prefetch(Mem::at(argument, place)));
+        };
+        asm.beside(|asm| put(asm, 0..firsts), |asm| put(asm, 100..100 + seconds));
+        let place = |item: &Item| match item {
+            Item::Inst(inst) => inst.operands.iter().find_map(|operand| match operand {
+                Operand::Mem(mem) => Some(mem.disp as usize),
+                _ => None,
+            }),
+            _ => None,
+        };
+        asm.items.iter().filter_map(place).collect()
+    };
+    assert_eq!(order(4, 2), [0, 100, 1, 2, 101, 3]);
+    assert_eq!(order(2, 4), [0, 100, 101, 1, 102, 103]);
+    assert_eq!(order(3, 0), [0, 1, 2]);
+    assert_eq!(order(0, 2), [100, 101]);
+}

@@ -257,10 +257,11 @@ fn winograd_agrees() {
                 build.extreme = [None, Some(1), Some(2), Some(3)][turn % 4];
                 build.bias = turn % 3 > 0;
                 let case = build.requantised([Elem::U8, Elem::I16, Elem::U4][turn % 3], Rounding::HalfUp);
-                tried.extend(check_winograd(&build.case(), &target, turn));
-                tried.extend(check_winograd(&case, &target, turn + 1));
                 // Weights of two bits, which every tile grows within bytes.
-                tried.extend(check_winograd(&case.with_weights(|w| w.clamp(-1, 1)), &target, turn + 2));
+                let narrow = case.with_weights(|w| w.clamp(-1, 1));
+                for (i, case) in [build.case(), case, narrow].into_iter().enumerate() {
+                    tried.extend(check_winograd(&case, &target, turn + i).into_iter().map(|(m, o, _)| (m, o)));
+                }
             }
         }
         let wide: Vec<WideMachine> = machine(&target).wide.into_iter().flatten().collect();
@@ -289,11 +290,9 @@ fn winograd_of_other_kernels_agrees() {
                 build.extreme = [Some(1), None, Some(2)][turn];
                 let case = build.requantised([Elem::I16, Elem::U8, Elem::U4][turn], Rounding::HalfUp);
                 let narrow = case.with_weights(|w| w.clamp(-1, 1));
-                for (_, outputs) in
-                    check_winograd(&case, &target, turn).union(&check_winograd(&narrow, &target, turn + 1))
-                {
-                    tried.insert((kernel, *outputs));
-                }
+                let found = [case, narrow].into_iter().enumerate();
+                let found = found.flat_map(|(i, case)| check_winograd(&case, &target, turn + i));
+                tried.extend(found.filter(|(_, _, split)| !split).map(|(_, outputs, _)| (kernel, outputs)));
             }
         }
         let wide = machine(&target).wide.iter().any(Option::is_some);
@@ -301,12 +300,92 @@ fn winograd_of_other_kernels_agrees() {
     }
 }
 
-/// Checks a schedule of every product and tile that the case's weights allow; which these were.
-fn check_winograd(case: &Case, target: &Target, turn: usize) -> BTreeSet<(Multiply, [usize; 2])> {
+/// Stride 2, whose products of several phases share sums: whole and cut tiles, padding on either side or none, residuals.
+#[test]
+fn winograd_of_strided_kernels_agrees() {
+    for target in runnable_targets() {
+        let mut tried = BTreeSet::new();
+        for (turn, size) in [[2, 2], [7, 8], [8, 15], [13, 6], [9, 9]].into_iter().enumerate() {
+            for (src, wei) in [(Elem::U8, Elem::I8), (Elem::I8, Elem::I8), (Elem::U4, Elem::I4), (Elem::I4, Elem::I4)] {
+                let mut build = Build::new(src, wei, size, 32 << (turn % 2), [16, 48, 32][turn % 3], [3, 3]);
+                build.op.stride = [2, 2];
+                build.op.pad = [[1, 1, 1, 1], [0, 1, 1, 0], [0, 0, 0, 0], [1, 0, 2, 1], [0, 0, 1, 1]][turn];
+                if size[0] == 2 {
+                    build.op.pad = [1, 1, 1, 1];
+                }
+                build.op.pad_value = src.range().unwrap().hi as i32 * (turn as i32 % 2);
+                build.batch = 1 + turn % 2;
+                build.extreme = [Some(3), Some(1), None, Some(2)][turn % 4];
+                build.bias = turn % 3 < 2;
+                let residual = build.requantised(Elem::I16, Rounding::HalfUp);
+                let residual = with_residual(residual, [Elem::I16, Elem::U8][turn % 2], Elem::U8, turn);
+                let narrow = build.case().with_weights(|w| w.clamp(-1, 1));
+                for (i, case) in [build.case(), residual, narrow].into_iter().enumerate() {
+                    tried.extend(check_winograd(&case, &target, turn + i).into_iter().map(|(m, o, _)| (m, o)));
+                }
+            }
+        }
+        let wide: Vec<WideMachine> = machine(&target).wide.into_iter().flatten().collect();
+        let bytes =
+            [Multiply::Sum16, Multiply::Sum32].into_iter().chain(wide.iter().any(|w| w.dot).then_some(Multiply::Dot));
+        let tiles = [[4, 3], [4, 2], [3, 3], [3, 2], [2, 2]];
+        let in_bytes = bytes.flat_map(|multiply| tiles.map(|outputs| (multiply, outputs)));
+        let in_words = tiles.into_iter().chain([[4, 4]]).map(|outputs| (Multiply::I16, outputs));
+        let expected: BTreeSet<_> = in_words.into_iter().chain(in_bytes).filter(|_| !wide.is_empty()).collect();
+        assert_eq!(tried, expected, "{target}");
+    }
+}
+
+/// Taps in runs: every tile in every lane that operands of two to eight bits fit.
+#[test]
+fn winograd_of_split_kernels_agrees() {
+    for target in runnable_targets() {
+        let mut tried = BTreeSet::new();
+        for kernel in [[5, 5], [1, 5], [5, 1], [1, 7], [7, 1]] {
+            for (turn, (src, wei)) in
+                [(Elem::U8, Elem::I8), (Elem::I8, Elem::I8), (Elem::U4, Elem::I4)].into_iter().enumerate()
+            {
+                let mut build = Build::new(src, wei, [6 + turn, 9 - 2 * turn], 32, [32, 16, 48][turn], kernel);
+                let [h, w] = kernel.map(|k| k / 2);
+                // Not the same on both sides.
+                build.op.pad = [h, w.saturating_sub(1), h.saturating_sub(1), w];
+                build.op.pad_value = src.range().unwrap().lo as i32;
+                build.extreme = [Some(2), Some(3), None][turn];
+                build.bias = turn > 0;
+                let case = build.requantised([Elem::U8, Elem::I16, Elem::U4][turn], Rounding::HalfUp);
+                let residual = with_residual(case.clone(), Elem::I16, Elem::U8, turn);
+                let narrow = case.with_weights(|w| w.clamp(-1, 1));
+                for (i, case) in [case, residual, narrow].into_iter().enumerate() {
+                    let of_runs = check_winograd(&case, &target, turn + i).into_iter().filter(|(_, _, split)| *split);
+                    tried.extend(of_runs.map(|(multiply, outputs, _)| (kernel, multiply, outputs)));
+                }
+            }
+        }
+        let wide: Vec<WideMachine> = machine(&target).wide.into_iter().flatten().collect();
+        let dot = wide.iter().any(|w| w.dot);
+        let lanes = Multiply::ALL.into_iter().filter(|&m| !wide.is_empty() && (m != Multiply::Dot || dot));
+        let mut expected = BTreeSet::new();
+        for multiply in lanes {
+            let squares = [[4, 4], [3, 2], [2, 2]].map(|outputs| ([5, 5], outputs));
+            let fives = [([1, 5], [1, 4]), ([5, 1], [4, 1])];
+            let sevens = [([1, 7], [1, 3]), ([1, 7], [1, 4]), ([7, 1], [3, 1]), ([7, 1], [4, 1])];
+            // Inputs of 4 bits that grow 100 times are no bytes.
+            let fit = |outputs| multiply == Multiply::I16 || outputs != [4, 4];
+            let all = squares.into_iter().chain(fives).chain(sevens).filter(|&(_, outputs)| fit(outputs));
+            expected.extend(all.map(|(kernel, outputs)| (kernel, multiply, outputs)));
+        }
+        assert_eq!(tried, expected, "{target}");
+    }
+}
+
+/// Checks a schedule of every product and algorithm that the case's weights allow; which these were, and whether taps are
+/// in runs.
+fn check_winograd(case: &Case, target: &Target, turn: usize) -> BTreeSet<(Multiply, [usize; 2], bool)> {
     let mut all: BTreeMap<_, Vec<Schedule>> = BTreeMap::new();
     for schedule in Schedule::candidates(&case.spec(), machine(target)) {
         if let Schedule::Winograd(winograd) = schedule {
-            all.entry((winograd.multiply, winograd.outputs)).or_default().push(schedule);
+            let algorithm = (winograd.multiply, winograd.outputs, !winograd.runs.is_empty());
+            all.entry(algorithm).or_default().push(schedule);
         }
     }
     all.retain(|_, schedules| {

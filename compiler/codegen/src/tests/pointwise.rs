@@ -9,7 +9,7 @@ use crate::program::machine;
 use crate::target::Target;
 
 /// A requantisation of `values` by constants of shape `shape`.
-fn requant(op: Requant, src: TensorType, values: Vec<i64>, shape: &[usize], pairs: &[(i64, i64)]) -> Case {
+pub fn requant(op: Requant, src: TensorType, values: Vec<i64>, shape: &[usize], pairs: &[(i64, i64)]) -> Case {
     let tensor = Tensor::from_ints(src.elem, src.shape.clone(), values).unwrap();
     let constant = |elem, values: Vec<i64>| Operand::Constant(Tensor::from_ints(elem, shape, values).unwrap());
     let mult = constant(Elem::I32, pairs.iter().map(|p| p.0).collect());
@@ -19,7 +19,7 @@ fn requant(op: Requant, src: TensorType, values: Vec<i64>, shape: &[usize], pair
     Case { name, operands: vec![Operand::Input(src, tensor), mult, shift], body: vec![(op.into(), args)] }
 }
 
-fn op(round: Rounding, elem: Elem, src_zero: i32, dst_zero: i32) -> Requant {
+pub fn op(round: Rounding, elem: Elem, src_zero: i32, dst_zero: i32) -> Requant {
     let range = elem.range().unwrap();
     Requant { src_zero, dst_zero, lo: range.lo, hi: range.hi, round, elem }
 }
@@ -149,7 +149,7 @@ fn ties_per_pixel() {
 }
 
 /// Two branches requantised and added, with a clamp: the residual form without a convolution.
-fn residual(elems: [Elem; 2], out: Elem, shape: [usize; 4], seed: u64) -> Case {
+pub fn residual(elems: [Elem; 2], out: Elem, shape: [usize; 4], seed: u64) -> Case {
     let ty = |elem| TensorType::new(elem, shape);
     let mut operands: Vec<Operand> =
         elems.iter().enumerate().map(|(i, &e)| Operand::extreme(ty(e), seed + i as u64)).collect();

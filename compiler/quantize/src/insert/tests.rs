@@ -60,6 +60,44 @@ fn residual_network_is_quantised_where_it_should_be() {
     assert_eq!(names(&qdq), expected, "{}", text::print(&qdq));
 }
 
+/// A stream of 16 bits passes its additions without a product; one of 8 bits keeps a scale for each value.
+#[test]
+fn a_residual_stream_has_one_scale() {
+    let mut net = Net::new(4);
+    let x = net.input(&[1, 3, 6, 6]);
+    let x = net.graph.add("image", hawqc_ir::Transpose::to_nhwc(), &[x]).unwrap();
+    let mut stream = net.conv("stem", x, 4, 3, padded(1));
+    for block in 0..3 {
+        let y = net.conv(&format!("conv{block}"), stream, 4, 3, padded(1));
+        let y = net.add(&format!("add{block}"), y, stream);
+        stream = net.relu(&format!("relu{block}"), y);
+    }
+    let last = net.conv("last", stream, 4, 1, Conv::unit());
+    net.output(last);
+    let plan = PrecisionPlan::uniform(&net.graph, 8, 8).unwrap();
+    // The last sum is read by a convolution only.
+    for (bits, streams, scales) in [(16, 3, 1), (8, 3, 3)] {
+        let qdq = inserted(&net.graph, &plan.clone().with_residual_bits(bits).unwrap(), Options::default());
+        let stored = |id: &ValueId| matches!(qdq.name(*id), "stem" | "relu0" | "relu1") && is_quantizer(&qdq, *id);
+        let scale = |id: ValueId| qdq.tensor(qdq.args(id)[1]).unwrap().f32s().unwrap()[0];
+        let elem = if bits == 16 { Elem::I16 } else { Elem::I8 };
+        let is_stream = |id: &ValueId| bits == 8 || qdq.ty(*id).elem == elem;
+        let mut found: Vec<f32> = qdq.values().filter(stored).filter(is_stream).map(scale).collect();
+        assert_eq!(found.len(), streams, "{}", text::print(&qdq));
+        found.dedup();
+        assert_eq!(found.len(), scales, "{}", text::print(&qdq));
+        let integer = integerize(&qdq).unwrap();
+        let unscaled = |id: &ValueId| integer.args(*id).iter().any(|&arg| integer.ty(arg).elem == Elem::I16);
+        let adds: Vec<ValueId> = integer.values().filter(|&id| matches!(integer.op(id), Op::Add(_))).collect();
+        let expected = if bits == 16 { 2 } else { 0 };
+        assert_eq!(adds.iter().filter(|id| unscaled(id)).count(), expected, "{}", text::print(&integer));
+    }
+}
+
+fn is_quantizer(qdq: &Graph, id: ValueId) -> bool {
+    matches!(qdq.op(id), Op::Quantize(_))
+}
+
 #[test]
 fn simulated_and_integer_networks_stay_near_the_float_one() {
     for seed in 0..4 {

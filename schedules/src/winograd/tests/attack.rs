@@ -5,7 +5,7 @@ use hawqc_ir::Range;
 use proptest::prelude::*;
 
 use super::super::*;
-use super::{cached_members, kernels, member, programs};
+use super::{cached_members, kernels, member, program};
 
 /// The inputs of one tile, `[c][height][width]`.
 pub struct Image {
@@ -15,8 +15,7 @@ pub struct Image {
 
 impl Image {
     pub fn new(member: &Member, c: usize, value: impl Fn(usize) -> i64) -> Image {
-        let Kernel { taps, stride } = member.kernel;
-        let size = [0, 1].map(|d| stride[d] * (member.outputs()[d] - 1) + taps[d]);
+        let size = [&member.algorithm.rows, &member.algorithm.cols].map(Filter::inputs);
         Image { size, data: (0..c * size[0] * size[1]).map(value).collect() }
     }
 
@@ -24,23 +23,16 @@ impl Image {
         &mut self.data[(c * self.size[0] + y) * self.size[1] + x]
     }
 
-    /// Where a part's input `(a, b)` is in the image.
-    fn place(member: &Member, part: &Part, a: usize, b: usize) -> (usize, usize) {
-        let stride = member.kernel.stride;
-        (stride[0] * a + part.first[0], stride[1] * b + part.first[1])
-    }
-
-    /// A channel's inputs of a part.
-    pub fn tile(&self, member: &Member, part: &Part, c: usize) -> Vec<i64> {
-        let n = [part.transform.rows.n, part.transform.cols.n];
-        let places = (0..n[0] * n[1]).map(|i| Image::place(member, part, i / n[1], i % n[1]));
-        places.map(|(y, x)| self.data[(c * self.size[0] + y) * self.size[1] + x]).collect()
+    /// A channel's inputs.
+    pub fn tile(&self, c: usize) -> Vec<i64> {
+        let values = self.size[0] * self.size[1];
+        self.data[c * values..][..values].to_vec()
     }
 
     /// One output channel by definition; weights `[kh][kw][c]`.
     pub fn convolve(&self, member: &Member, weights: &[i64], c: usize, bias: Option<i64>) -> Vec<i64> {
-        let ([mh, mw], [_, kw]) = (member.outputs(), member.kernel.taps);
-        let stride = member.kernel.stride;
+        let [mh, mw] = member.outputs();
+        let Kernel { taps: [_, kw], stride } = member.kernel();
         let output = |i: usize| {
             let (oy, ox) = (stride[0] * (i / mw), stride[1] * (i % mw));
             let value = |(j, w): (usize, &i64)| {
@@ -53,51 +45,64 @@ impl Image {
     }
 }
 
-/// The transform in two passes of a program, in wrapping lanes.
-fn two_passes(rows: &Program, cols: &Program, x: &[i64], bits: u32) -> Vec<i64> {
-    let (n_rows, n_cols) = (rows.inputs, cols.inputs);
-    let half: Vec<Vec<i64>> = (0..n_rows).map(|i| cols.eval(&x[i * n_cols..][..n_cols], bits)).collect();
+/// A matrix along the height of `x`, then one along its width, as programs in wrapping lanes. A matrix is given as the
+/// rows that one program has, with the columns that it reads.
+fn two_passes(rows: &[Pass], cols: &[Pass], x: &[i64], [height, width]: [usize; 2], bits: u32) -> Vec<i64> {
+    let along = |passes: &[Pass], line: &[i64]| -> Vec<i64> {
+        let of_pass = |(program, columns): &Pass| {
+            program.eval(&columns.iter().map(|&column| line[column]).collect::<Vec<_>>(), bits)
+        };
+        passes.iter().flat_map(of_pass).collect()
+    };
     let columns: Vec<Vec<i64>> =
-        (0..cols.outputs.len()).map(|j| rows.eval(&half.iter().map(|row| row[j]).collect::<Vec<_>>(), bits)).collect();
-    (0..rows.outputs.len()).flat_map(|i| columns.iter().map(move |column| column[i])).collect()
+        (0..width).map(|j| along(rows, &(0..height).map(|i| x[i * width + j]).collect::<Vec<_>>())).collect();
+    (0..columns[0].len()).flat_map(|i| along(cols, &columns.iter().map(|c| c[i]).collect::<Vec<_>>())).collect()
+}
+
+type Pass = (Program, Vec<usize>);
+
+fn input_passes(filter: &Filter) -> Vec<Pass> {
+    let pass = |piece: &Piece| {
+        let inputs = (0..piece.transform.n).map(|i| piece.first + filter.stride * i).collect();
+        (program(&piece.transform.bt), inputs)
+    };
+    filter.pieces.iter().map(pass).collect()
+}
+
+fn output_passes(filter: &Filter) -> Vec<Pass> {
+    vec![(program(&filter.at), (0..filter.sums()).collect())]
 }
 
 /// The member on a tile as a machine runs it, `[k][outputs]`: lanes of 8 or 16 bits, accumulators and
 /// output transform of 32 bits, everything wrapping. 8-bit sums of pairs go through 16 saturating bits
 /// where the proof allows any.
 fn run(proof: &Proof, layer: &Layer, image: &Image) -> Vec<Vec<i32>> {
-    let member = &proof.member;
+    let Member { algorithm, lane: held_in } = &proof.member;
     let [k, _, _, c] = layer.shape;
-    let [mh, mw] = member.outputs();
-    let mut scaled = vec![vec![0i32; mh * mw]; k];
-    let parts = member.parts();
-    for (i, (part, bounds)) in parts.iter().zip(&proof.parts).enumerate() {
-        let t = &part.transform;
-        let u = t.transform_weights(&part.weights(member.kernel, layer.weights, k, c), k, c);
-        let bias = if i == 0 { layer.bias } else { None };
-        let starts = bounds.starts(part, &u, k, bias).unwrap();
-        let u: Vec<i64> = u.into_iter().map(|u| held(u, member.lane)).collect();
-        let programs = [&t.rows, &t.cols].map(programs);
-        let lanes: Vec<Vec<i64>> = (0..c)
-            .map(|ci| {
-                let v = two_passes(&programs[0].0, &programs[1].0, &image.tile(member, part, ci), member.lane.bits());
-                v.iter().zip(&bounds.offsets).map(|(v, offset)| lane(v + offset, member.lane)).collect()
-            })
-            .collect();
-        for ki in 0..k {
-            let sums: Vec<i64> = (0..t.positions())
-                .map(|p| {
-                    let u = &u[(p * k + ki) * c..][..c];
-                    let v: Vec<i64> = lanes.iter().map(|lane| lane[p]).collect();
-                    starts[p * k + ki].wrapping_add(dot(u, &v, bounds.pair_steps)).into()
-                })
-                .collect();
-            let y = two_passes(&programs[0].1, &programs[1].1, &sums, 32);
-            scaled[ki].iter_mut().zip(y).for_each(|(sum, y)| *sum = sum.wrapping_add(y as i32));
+    let u = algorithm.transform_weights(layer.weights, k, c);
+    let starts = proof.starts(&u, k, layer.bias).unwrap();
+    let u: Vec<i64> = u.into_iter().map(|u| held(u, *held_in)).collect();
+    let filters = [&algorithm.rows, &algorithm.cols];
+    let [rows, cols] = filters.map(input_passes);
+    let lanes: Vec<Vec<i64>> = (0..c)
+        .map(|ci| {
+            let v = two_passes(&rows, &cols, &image.tile(ci), filters.map(Filter::inputs), held_in.bits());
+            v.iter().zip(&proof.offsets).map(|(v, offset)| lane(v + offset, *held_in)).collect()
+        })
+        .collect();
+    let [rows, cols] = filters.map(output_passes);
+    let outputs = |ki: usize| {
+        let mut sums: Vec<i32> = (0..algorithm.sums()).map(|sum| starts[sum * k + ki]).collect();
+        for (p, sum) in algorithm.sum_of().into_iter().enumerate() {
+            let u = &u[(p * k + ki) * c..][..c];
+            let v: Vec<i64> = lanes.iter().map(|lane| lane[p]).collect();
+            sums[sum] = sums[sum].wrapping_add(dot(u, &v, proof.pair_steps));
         }
-    }
-    let divisor = parts[0].transform.divisor();
-    scaled.into_iter().map(|y| y.into_iter().map(|y| divisor.divide(y)).collect()).collect()
+        let sums: Vec<i64> = sums.into_iter().map(i64::from).collect();
+        let scaled = two_passes(&rows, &cols, &sums, filters.map(Filter::sums), 32);
+        scaled.into_iter().map(|y| algorithm.divisor().divide(y as i32)).collect()
+    };
+    (0..k).map(outputs).collect()
 }
 
 /// What a lane makes of a transformed weight.
@@ -138,37 +143,32 @@ fn right(proof: &Proof, layer: &Layer, image: &Image) -> bool {
 }
 
 /// Inputs that drive one position to the end of its range, up or down by the sign of each channel's
-/// transformed weight, so that its accumulator goes farthest too.
-fn drive(image: &mut Image, member: &Member, part: &Part, position: usize, up: impl Fn(usize) -> bool, src: Range) {
-    let t = &part.transform;
-    let (row, col) = (t.rows.bt.row(position / t.cols.n), t.cols.bt.row(position % t.cols.n));
-    let c = image.data.len() / (image.size[0] * image.size[1]);
-    for (ci, a, b) in (0..c).flat_map(|ci| (0..t.rows.n).flat_map(move |a| (0..t.cols.n).map(move |b| (ci, a, b)))) {
-        let (y, x) = Image::place(member, part, a, b);
-        let positive = row[a] * col[b] > 0;
-        *image.at(ci, y, x) = if positive == up(ci) { src.hi } else { src.lo };
+/// transformed weight, so that its accumulator goes farthest too. Inputs that it does not read stay.
+fn drive(image: &mut Image, member: &Member, position: usize, up: impl Fn(usize) -> bool, src: Range) {
+    let Winograd2d { rows, cols } = &member.algorithm;
+    let (row, col) = (rows.bt.row(position / cols.products()), cols.bt.row(position % cols.products()));
+    let c = image.data.len() / (row.len() * col.len());
+    for (ci, y, x) in (0..c).flat_map(|ci| (0..row.len()).flat_map(move |y| (0..col.len()).map(move |x| (ci, y, x)))) {
+        let coefficient = row[y] * col[x];
+        if coefficient != 0 {
+            *image.at(ci, y, x) = if (coefficient > 0) == up(ci) { src.hi } else { src.lo };
+        }
     }
 }
 
 /// Weights that drive one position to the end of its range.
-fn worst_weights(member: &Member, part: &Part, position: usize, [k, c]: [usize; 2], range: Range) -> Vec<i64> {
-    let t = &part.transform;
-    let (row, col) = (t.rows.g.row(position / t.cols.n), t.cols.g.row(position % t.cols.n));
-    let ([kh, kw], stride) = (member.kernel.taps, member.kernel.stride);
-    let mut weights = vec![range.hi; k * kh * kw * c];
-    for (i, j) in (0..t.rows.r).flat_map(|i| (0..t.cols.r).map(move |j| (i, j))) {
-        let tap = (part.first[0] + stride[0] * i) * kw + part.first[1] + stride[1] * j;
-        for ki in 0..k {
-            weights[(ki * kh * kw + tap) * c..][..c].fill(if row[i] * col[j] > 0 { range.hi } else { range.lo });
-        }
-    }
-    weights
+fn worst_weights(member: &Member, position: usize, [k, c]: [usize; 2], range: Range) -> Vec<i64> {
+    let Winograd2d { rows, cols } = &member.algorithm;
+    let (row, col) = (rows.g.row(position / cols.products()), cols.g.row(position % cols.products()));
+    let taps = row.iter().flat_map(|a| col.iter().map(move |b| a * b));
+    let of_tap = |coefficient: i64| if coefficient < 0 { range.lo } else { range.hi };
+    let weights: Vec<i64> = taps.flat_map(|coefficient| vec![of_tap(coefficient); c]).collect();
+    weights.repeat(k)
 }
 
 #[derive(Clone, Debug)]
 struct Attack {
     member: Member,
-    part: usize,
     position: usize,
     src: Range,
     weights: Vec<i64>,
@@ -180,7 +180,7 @@ struct Attack {
 
 /// Layers of 2 to 8 bits with weights random, at the ends, or the worst for a position.
 fn attacks() -> impl Strategy<Value = Attack> {
-    let who = (proptest::sample::select(kernels()), any::<[proptest::sample::Index; 3]>());
+    let who = (proptest::sample::select(kernels()), any::<[proptest::sample::Index; 2]>());
     let bits = (2u32..=8, 2u32..=8, any::<bool>(), 0i64..=3);
     let size = (1usize..=3, 1usize..=9);
     let values = (proptest::collection::vec(any::<i16>(), 400), 0usize..3, any::<bool>());
@@ -189,9 +189,7 @@ fn attacks() -> impl Strategy<Value = Attack> {
         |((kernel, pick), (xb, wb, signed, less), (k, c), (noise, kind, up), bias)| {
             let all = cached_members(kernel);
             let member = all[pick[0].index(all.len())].clone();
-            let parts = member.parts();
-            let part = pick[1].index(parts.len());
-            let position = pick[2].index(parts[part].transform.positions());
+            let position = pick[1].index(member.algorithm.positions());
             let half = 1 << (xb - 1);
             let src =
                 if signed { Range::new(-half, half - 1 - less.min(half - 1)) } else { Range::new(0, 2 * half - 1) };
@@ -203,10 +201,10 @@ fn attacks() -> impl Strategy<Value = Attack> {
             let weights = match kind {
                 0 => (0..count).map(|i| weights.lo + noise[i % 397].rem_euclid(2 * n + 2)).collect(),
                 1 => (0..count).map(|i| if noise[i % 397] > 0 { weights.hi } else { weights.lo }).collect(),
-                _ => worst_weights(&member, &parts[part], position, [k, c], weights),
+                _ => worst_weights(&member, position, [k, c], weights),
             };
             let bias = bias.map(|bias| bias[..k].to_vec());
-            Attack { part, position, src, weights, shape: [k, kh, kw, c], bias, noise, up, member }
+            Attack { position, src, weights, shape: [k, kh, kw, c], bias, noise, up, member }
         },
     )
 }
@@ -225,28 +223,26 @@ proptest! {
         prop_assume!(proof.is_ok());
         let proof = proof.unwrap();
         let [k, _, _, c] = *shape;
-        let part = &member.parts()[attack.part];
-        let bounds = &proof.parts[attack.part];
-        let u = part.transform.transform_weights(&part.weights(member.kernel, layer.weights, k, c), k, c);
+        let u = member.algorithm.transform_weights(layer.weights, k, c);
         let width = src.hi - src.lo + 1;
         let mut image = Image::new(member, c, |i| src.lo + attack.noise[i % 397].rem_euclid(width));
         prop_assert!(right(&proof, &layer, &image), "{} at random", proof);
 
         let own = &u[attack.position * k * c..][..c];
         let up = |ci: usize| (own[ci] > 0) == attack.up;
-        drive(&mut image, member, part, attack.position, up, *src);
+        drive(&mut image, member, attack.position, up, *src);
         prop_assert!(right(&proof, &layer, &image), "{} driven", proof);
         for (ci, &weight) in own.iter().enumerate() {
-            let v = part.transform.transform_input(&image.tile(member, part, ci));
+            let v = member.algorithm.transform_input(&image.tile(ci));
             for (p, v) in v.iter().enumerate() {
-                let held = v + bounds.offsets[p];
-                let bound = bounds.inputs[p];
+                let held = v + proof.offsets[p];
+                let bound = proof.inputs[p];
                 prop_assert!((bound.lo..=bound.hi).contains(&held), "{}: {} at {}", proof, held, p);
             }
             // The bound is attained.
-            let end = if up(ci) { bounds.inputs[attack.position].hi } else { bounds.inputs[attack.position].lo };
-            prop_assert_eq!(v[attack.position] + bounds.offsets[attack.position], end);
-            prop_assert!((bounds.weights.lo..=bounds.weights.hi).contains(&weight));
+            let end = if up(ci) { proof.inputs[attack.position].hi } else { proof.inputs[attack.position].lo };
+            prop_assert_eq!(v[attack.position] + proof.offsets[attack.position], end);
+            prop_assert!((proof.weights.lo..=proof.weights.hi).contains(&weight));
         }
     }
 
@@ -274,7 +270,7 @@ proptest! {
 fn regardless(member: &Member, layer: &Layer, lenient: Range) -> Proof {
     let easy = vec![0; layer.weights.len()];
     let mut proof = prove(member, &Layer { weights: &easy, src: lenient, ..*layer }).unwrap();
-    proof.parts.iter_mut().for_each(|part| part.pair_steps = 0);
+    proof.pair_steps = 0;
     proof
 }
 
@@ -328,11 +324,10 @@ fn one_value_beyond_the_input_bound_is_wrong() {
         let refusal = prove(&member, &layer(hi)).unwrap_err();
         let Refusal::Inputs { position, .. } = refusal else { panic!("{refusal}") };
         let lenient = regardless(&member, &layer(hi), Range::new(0, hi - 1));
-        let part = &member.parts()[0];
-        let position = position.0 * part.transform.cols.n + position.1;
+        let position = position.0 * member.algorithm.cols.products() + position.1;
         let wrong = [true, false].into_iter().any(|up| {
             let mut image = Image::new(&member, 1, |_| 0);
-            drive(&mut image, &member, part, position, |_| up, Range::new(0, hi));
+            drive(&mut image, &member, position, |_| up, Range::new(0, hi));
             !right(&lenient, &layer(hi), &image)
         });
         assert!(wrong, "{name} refuses inputs up to {hi} without need");
@@ -348,24 +343,23 @@ fn one_pair_more_than_proved_is_wrong() {
     let layer = Layer { weights: &weights, shape: [1, 3, 3, c], src: Range::new(0, 15), bias: None };
     let mut proof = prove(&member, &layer).unwrap();
     let image = Image::new(&member, c, |_| 15);
-    assert_eq!(proof.pair_steps(), 2);
+    assert_eq!(proof.pair_steps, 2);
     assert!(right(&proof, &layer, &image));
-    proof.parts[0].pair_steps += 1;
+    proof.pair_steps += 1;
     assert!(!right(&proof, &layer, &image));
 }
 
-/// Prints the table of `docs/winograd.md`: multiplications saved, growth of inputs and weights, divisor,
+/// Prints the table of `docs/winograd.md`: multiplications saved, sums, growth of inputs and weights, divisor,
 /// and the widths that fit for every input and every weight.
 #[test]
 #[ignore = "a table for documentation"]
 fn legal_members_for_worst_weights() {
     for kernel in kernels() {
         for member in members(kernel) {
-            let parts = member.parts();
-            let t = |f: fn(&Winograd2d) -> i64| parts.iter().map(|p| f(&p.transform)).max().unwrap();
-            let inputs = t(|t| t.rows.bt.growth() * t.cols.bt.growth());
-            let weights = t(|t| t.rows.g.growth() * t.cols.g.growth());
-            let divisor = parts[0].transform.divisor();
+            let Winograd2d { rows, cols } = &member.algorithm;
+            let inputs = member.algorithm.input_growth();
+            let weights = rows.g.growth() * cols.g.growth();
+            let divisor = member.algorithm.divisor();
             let [kh, kw] = kernel.taps;
             let legal = |weights: &[i64], bits: u32| {
                 let src = Range::new(0, (1 << bits) - 1);
@@ -375,31 +369,20 @@ fn legal_members_for_worst_weights() {
             let weight_bits = (2..=8)
                 .filter(|bits| {
                     let n = (1i64 << (bits - 1)) - 1;
-                    let worst = |part, p| worst_weights(&member, part, p, [1, 1], Range::new(-n, n));
-                    parts.iter().all(|part| (0..part.transform.positions()).all(|p| legal(&worst(part, p), 1)))
+                    let worst = |p| worst_weights(&member, p, [1, 1], Range::new(-n, n));
+                    (0..member.algorithm.positions()).all(|p| legal(&worst(p), 1))
                 })
                 .max()
                 .unwrap_or(0);
             println!(
-                "| {member} | {}/{} = {:.2} | {inputs} | {weights} | 2^{} * {} | {input_bits} | {weight_bits} |",
+                "| {member} | {}/{} = {:.2} | {} | {inputs} | {weights} | 2^{} * {} | {input_bits} | {weight_bits} |",
                 member.direct_multiplications(),
                 member.multiplications(),
                 member.direct_multiplications() as f64 / member.multiplications() as f64,
+                member.algorithm.sums(),
                 divisor.shift,
                 divisor.odd
             );
         }
-    }
-    for (m, r) in super::served() {
-        let t = Transform1d::best(m, r).unwrap();
-        let (bt, at) = programs(&t);
-        println!(
-            "F({m},{r}) bt {} at {} ops; growth {} {}; D {}",
-            bt.ops.len(),
-            at.ops.len(),
-            t.bt.growth(),
-            t.g.growth(),
-            t.divisor
-        );
     }
 }

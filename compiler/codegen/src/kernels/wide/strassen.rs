@@ -14,7 +14,7 @@ use hawqc_schedules::strassen::{INPUTS, Levels, OUTPUTS, Sum, prove};
 use hawqc_schedules::{ConvGeometry, Machine, Multiply, StrassenSchedule};
 
 use super::epilogue::{Hold, WideEpilogue, splat_byte};
-use super::positions::{Buffers, FIRST_EPILOGUE_TABLE, LITERALS, Positions};
+use super::positions::{Buffers, FIRST_EPILOGUE_TABLE, Group, LITERALS, Positions};
 use super::store::store;
 use super::window::Window;
 use super::{MACS_PER_WORK, call};
@@ -71,10 +71,9 @@ pub fn lower(
         isa,
         multiply: Multiply::Dot,
         dot: true,
-        window: Window::All,
         mr: schedule.mr,
         nr: schedule.nr,
-        positions: levels.positions(),
+        groups: vec![Group { sums: levels.positions(), positions: 1, window: Window::All }],
         unit_tiles: [schedule.tiles, tiles - (tiles.div_ceil(schedule.tiles) - 1) * schedule.tiles],
         channels: part,
         inputs_bytes: (schedule.tiles * part[0]).next_multiple_of(64),
@@ -105,7 +104,7 @@ pub fn lower(
         tables,
         forms: format!("{}{:?}", epilogue.form(), operands.offsets),
         proof: operands.to_string(),
-        scratch_bytes: (strassen.positions.inputs_bytes + strassen.positions.sums_bytes()) * levels.positions(),
+        scratch_bytes: strassen.positions.scratch().iter().sum(),
         units: strassen.pixel_units() * strassen.channel_groups(),
         work: geometry.macs() / MACS_PER_WORK,
         macs: geometry.macs(),

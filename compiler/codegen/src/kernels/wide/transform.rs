@@ -2,11 +2,11 @@
 //! epilogue on the outputs.
 //!
 //! In: a [`Winograd2d`] and where things lie. A transform in two dimensions is one of every column, kept in
-//! the frame, then one of every row. Inputs are lanes of 8 or 16 bits, sums of 32; all may wrap, see
+//! the frame, then one of every row; one of inputs is that of every piece of a filter. Inputs are lanes of 8 or 16 bits, sums of 32; all may wrap, see
 //! [`hawqc_schedules::winograd`].
 
 use hawqc_ir::Elem;
-use hawqc_schedules::winograd::{Lane, Op, Program, Winograd2d};
+use hawqc_schedules::winograd::{Filter, Lane, Op, Piece, Program, Winograd2d};
 
 use super::epilogue::{Hold, WideEpilogue, splat_byte};
 use super::store::Pixels;
@@ -46,11 +46,12 @@ fn splat(lanes: Lanes, value: i64) -> i32 {
 }
 
 /// Adds the constants that the transforms read to the epilogue's literals.
-pub fn add_literals(transform: &Winograd2d, lane: Lane, offsets: &[i64], epilogue: &mut WideEpilogue) {
+pub fn add_literals(algorithm: &Winograd2d, lane: Lane, offsets: &[i64], epilogue: &mut WideEpilogue) {
     let lanes = Lanes::from(lane);
-    let inputs = [transform.rows.input_program(), transform.cols.input_program()].map(|p| (lanes, p));
-    let outputs = [transform.rows.output_program(), transform.cols.output_program()].map(|p| (Lanes::I32, p));
-    for (lanes, program) in inputs.into_iter().chain(outputs) {
+    let filters = [&algorithm.rows, &algorithm.cols];
+    let inputs = filters.into_iter().flat_map(Filter::input_programs).map(|p| (lanes, p));
+    let outputs = filters.map(|filter| (Lanes::I32, filter.output_program()));
+    for (lanes, program) in inputs.chain(outputs) {
         for op in &program.ops {
             // There is no multiplication of bytes.
             if let (Op::Mul(_, by), true) = (op, lanes != Lanes::I8) {
@@ -59,7 +60,7 @@ pub fn add_literals(transform: &Winograd2d, lane: Lane, offsets: &[i64], epilogu
         }
     }
     offsets.iter().for_each(|&offset| epilogue.literal(splat(lanes, offset)));
-    epilogue.literal(transform.divisor().inverse.cast_signed());
+    epilogue.literal(algorithm.divisor().inverse.cast_signed());
 }
 
 /// `to = a * by` by doubling and adding.
@@ -107,6 +108,8 @@ fn emit_program(
             Op::Shl(a, by) => {
                 let a = get(asm, &mut values, a);
                 match wide {
+                    // More units add than shift.
+                    _ if by == 1 => asm.binary(add, to, a, a),
                     Some((_, left)) => asm.shift(left, to, a, by as u8),
                     None => times(asm, add, to, a, 1 << by),
                 }
@@ -138,66 +141,164 @@ pub struct InputLayout {
     /// From one row of prepared inputs to the next.
     pub row: usize,
     pub pixel: usize,
-    /// From one position to the next.
-    pub position: usize,
+    /// Where every position goes.
+    pub positions: Vec<usize>,
+}
+
+/// The programs of a pass over columns or rows.
+struct Pass {
+    program: Program,
+    /// Of each input of the program, that of the pass.
+    inputs: Vec<usize>,
+    /// The program's first result, of the pass's.
+    first: usize,
+}
+
+impl Pass {
+    /// Those of a filter's input transform.
+    fn of(filter: &Filter) -> Vec<Pass> {
+        let mut first = 0;
+        let pass = |(piece, program): (&Piece, Program)| {
+            let inputs = (0..piece.transform.n).map(|i| piece.first + filter.stride * i).collect();
+            first += piece.transform.n;
+            Pass { program, inputs, first: first - piece.transform.n }
+        };
+        filter.pieces.iter().zip(filter.input_programs()).map(pass).collect()
+    }
+
+    fn results(&self) -> usize {
+        self.program.outputs.len()
+    }
+
+    /// The same in so many parts, which share no work.
+    fn split(&self, parts: usize) -> Vec<Pass> {
+        let size = self.results().div_ceil(parts).max(1);
+        let part = |first: usize| {
+            let program = self.program.restricted(first..(first + size).min(self.results()));
+            Pass { program, inputs: self.inputs.clone(), first: self.first + first }
+        };
+        (0..self.results()).step_by(size).map(part).collect()
+    }
+
+    /// `load` makes an input where it is first needed; the results may not be overwritten.
+    fn emit(
+        &self,
+        asm: &mut Asm,
+        lanes: Lanes,
+        constants: (&WideEpilogue, Gpr),
+        load: impl Fn(&mut Asm, usize) -> V,
+    ) -> Vec<V> {
+        emit_program(asm, &self.program, lanes, constants, |asm, i| load(asm, self.inputs[i]))
+    }
+}
+
+/// Where the results of the first pass wait for the second.
+#[derive(Clone, Copy)]
+enum Keep {
+    /// In registers; for fewer at a time the first pass is made in parts. So many registers are left to constants.
+    Registers {
+        parts: usize,
+        constants: usize,
+    },
+    Frame,
+}
+
+impl Keep {
+    /// The code of the first way for which registers suffice.
+    fn first(code: impl Fn(Keep) -> Result<Vec<u8>, AsmError>) -> Result<Vec<u8>, AsmError> {
+        let ways = [(1, 6), (1, 3), (1, 0), (2, 6), (2, 0)];
+        for way in ways.map(|(parts, constants)| Keep::Registers { parts, constants }) {
+            match code(way) {
+                Err(AsmError::Registers { .. }) => {}
+                done => return done,
+            }
+        }
+        code(Keep::Frame)
+    }
+
+    fn parts(self, passes: &[Pass]) -> Vec<Pass> {
+        let parts = if let Keep::Registers { parts, .. } = self { parts } else { 1 };
+        passes.iter().flat_map(|pass| pass.split(parts)).collect()
+    }
+
+    fn keep(self, asm: &mut Asm, value: V) -> Place {
+        let Keep::Frame = self else { return Place::Register(value) };
+        let slot = asm.frame_slot();
+        asm.store(slot, value);
+        Place::Frame(slot)
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Place {
+    Register(V),
+    Frame(Mem),
+}
+
+impl Place {
+    fn load(self, asm: &mut Asm) -> V {
+        match self {
+            Place::Register(value) => value,
+            Place::Frame(slot) => loaded(asm, slot),
+        }
+    }
+}
+
+fn loaded(asm: &mut Asm, from: Mem) -> V {
+    let value = asm.vec();
+    asm.load(value, from);
+    value
 }
 
 /// The transform of a tile's inputs, each position's increased by its offset. Its table: the tile's first input, where
 /// its first position goes, the number of vectors of channels, the literals.
 pub fn assemble_input(
     isa: Isa,
-    transform: &Winograd2d,
+    algorithm: &Winograd2d,
     (lane, offsets): (Lane, &[i64]),
     epilogue: &WideEpilogue,
     layout: &InputLayout,
 ) -> Result<Vec<u8>, AsmError> {
     let lanes = Lanes::from(lane);
     let add = if lanes == Lanes::I8 { Binary::AddI8 } else { Binary::AddI16 };
-    let (mut asm, table) = Asm::new(isa);
-    let a = &mut asm;
-    let [from, to, vectors, literals] = [0, 1, 2, 3].map(|word| a.argument(table, word));
-    let (height, width) = (transform.rows.n, transform.cols.n);
-    let (down, across) = (transform.rows.input_program(), transform.cols.input_program());
-    let slots: Vec<Mem> = (0..height * width).map(|_| a.frame_slot()).collect();
-    a.repeat_down(vectors, |a| {
-        // The next vector of channels, or the next tile's first, which follows. Stores to lines that are not near wait for
-        // each other.
-        for position in 0..height * width {
-            a.prefetch(Mem::at(to, position * layout.position + isa.bytes()));
-        }
-        for j in 0..width {
-            let load = |a: &mut Asm, i: usize| {
-                let value = a.vec();
-                a.load(value, Mem::at(from, i * layout.row + j * layout.pixel));
-                value
-            };
-            let column = emit_program(a, &down, lanes, (epilogue, literals), load);
-            for (i, &value) in column.iter().enumerate() {
-                a.store(slots[i * width + j], value);
+    let (width, across) = (algorithm.cols.inputs(), algorithm.cols.products());
+    let (rows, cols) = (Pass::of(&algorithm.rows), Pass::of(&algorithm.cols));
+    Keep::first(|keep| {
+        let (mut asm, table) = Asm::new(isa);
+        let [from, to, vectors, literals] = [0, 1, 2, 3].map(|word| asm.argument(table, word));
+        let put = |a: &mut Asm, position: usize, value: V| {
+            let mut stored = value;
+            if offsets[position] != 0 {
+                // The results may be one another.
+                stored = a.vec();
+                a.binary(add, stored, value, epilogue.at(isa, literals, splat(lanes, offsets[position])));
             }
-        }
-        for i in 0..height {
-            let load = |a: &mut Asm, j: usize| {
-                let value = a.vec();
-                a.load(value, slots[i * width + j]);
-                value
-            };
-            let row = emit_program(a, &across, lanes, (epilogue, literals), load);
-            for (j, &value) in row.iter().enumerate() {
-                let position = i * width + j;
-                let mut stored = value;
-                if offsets[position] != 0 {
-                    // The results may be one another.
-                    stored = a.vec();
-                    a.binary(add, stored, value, epilogue.at(isa, literals, splat(lanes, offsets[position])));
+            a.store(Mem::at(to, layout.positions[position]), stored);
+        };
+        asm.repeat_down(vectors, |a| {
+            // The next vector of channels, or the next tile's first, which follows. Stores to lines that are not near wait
+            // for each other.
+            layout.positions.iter().for_each(|&position| a.prefetch(Mem::at(to, position + isa.bytes())));
+            for part in keep.parts(&rows) {
+                let column = |a: &mut Asm, j: usize| -> Vec<Place> {
+                    let load = |a: &mut Asm, i: usize| loaded(a, Mem::at(from, i * layout.row + j * layout.pixel));
+                    let values = part.emit(a, lanes, (epilogue, literals), load);
+                    values.into_iter().map(|value| keep.keep(a, value)).collect()
+                };
+                let kept: Vec<Vec<Place>> = (0..width).map(|j| column(a, j)).collect();
+                for i in 0..part.results() {
+                    for pass in &cols {
+                        let row = pass.emit(a, lanes, (epilogue, literals), |a, j| kept[j][i].load(a));
+                        let first = (part.first + i) * across + pass.first;
+                        row.into_iter().enumerate().for_each(|(j, value)| put(a, first + j, value));
+                    }
                 }
-                a.store(Mem::at(to, position * layout.position), stored);
             }
-        }
-        a.add_int(from, isa.bytes());
-        a.add_int(to, isa.bytes());
-    });
-    asm.finish()
+            a.add_int(from, isa.bytes());
+            a.add_int(to, isa.bytes());
+        });
+        asm.finish()
+    })
 }
 
 /// What an output transform writes.
@@ -206,8 +307,8 @@ pub struct Outputs {
     /// Output channels of a pixel, and pixels of a row.
     pub channels: usize,
     pub columns: usize,
-    /// Bytes from one position's sums to the next.
-    pub position: usize,
+    /// Where every sum is, in bytes.
+    pub sums: Vec<usize>,
     /// Rows and columns of the tile that lie in the result.
     pub valid: [usize; 2],
 }
@@ -215,66 +316,70 @@ pub struct Outputs {
 /// The transform of a tile's sums, of every vector of channels, with the epilogue.
 pub fn assemble_output(
     isa: Isa,
-    transform: &Winograd2d,
+    algorithm: &Winograd2d,
     epilogue: &WideEpilogue,
     outputs: &Outputs,
 ) -> Result<Vec<u8>, AsmError> {
-    let (mut asm, table) = Asm::new(isa);
-    let a = &mut asm;
-    a.set_even_mask();
-    let [from, to, vectors, literals] = [0, 1, 2, 3].map(|word| a.argument(table, word));
-    let mut pointers = epilogue.pointers(a, (table, OUTPUT_WORDS), literals);
-    let (height, width) = (transform.rows.n, transform.cols.n);
-    let (down, across) = (transform.rows.output_program(), transform.cols.output_program());
-    let divisor = transform.divisor();
     let [rows, columns] = outputs.valid;
-    let slots: Vec<Mem> = (0..rows * width).map(|_| a.frame_slot()).collect();
-    for (i, j) in (0..rows).flat_map(|i| (0..columns).map(move |j| (i, j))) {
-        a.prefetch(Mem::at(to, (i * outputs.columns + j) * outputs.channels * outputs.dst.bytes()));
-    }
-    a.repeat_down(vectors, |a| {
-        for j in 0..width {
-            let load = |a: &mut Asm, i: usize| {
-                let value = a.vec();
-                a.load(value, Mem::at(from, (i * width + j) * outputs.position));
-                value
-            };
-            let column = emit_program(a, &down, Lanes::I32, (epilogue, literals), load);
-            for (i, &value) in column.iter().take(rows).enumerate() {
-                a.store(slots[i * width + j], value);
-            }
-        }
-        debug_assert!(height >= rows);
-        let free = isa.registers().saturating_sub(PROGRAM_REGISTERS + epilogue.temporaries());
-        epilogue.hold(a, &mut pointers, Hold::Vector, free);
+    let pass = |filter: &Filter, results: usize| {
+        let (program, inputs) = (filter.output_program().restricted(0..results), (0..filter.sums()).collect());
+        Pass { program, inputs, first: 0 }
+    };
+    let (down, across) = ([pass(&algorithm.rows, rows)], pass(&algorithm.cols, columns));
+    let width = algorithm.cols.sums();
+    Keep::first(|keep| {
+        let (mut asm, table) = Asm::new(isa);
+        asm.set_even_mask();
+        let [from, to, vectors, literals] = [0, 1, 2, 3].map(|word| asm.argument(table, word));
+        let mut pointers = epilogue.pointers(&mut asm, (table, OUTPUT_WORDS), literals);
         let pixels = Pixels { dst: outputs.dst, to, channels: outputs.channels, literals };
-        let mut sums: Vec<(usize, V)> = Vec::new();
-        for i in 0..rows {
-            let load = |a: &mut Asm, j: usize| {
-                let value = a.vec();
-                a.load(value, slots[i * width + j]);
-                value
-            };
-            let row = emit_program(a, &across, Lanes::I32, (epilogue, literals), load);
-            for (j, &scaled) in row.iter().take(columns).enumerate() {
-                let value = a.vec();
-                let inverse = epilogue.at(isa, literals, divisor.inverse.cast_signed());
-                if divisor.odd == 1 {
-                    a.shift(Shift::RightI32, value, scaled, divisor.shift as u8);
-                } else {
-                    a.binary(Binary::MulI32, value, scaled, inverse);
-                    a.shift(Shift::RightI32, value, value, divisor.shift as u8);
-                }
-                sums.push((i * outputs.columns + j, value));
-            }
-            // Where registers allow, rows of two pixels wait for each other.
-            let ready = if isa == Isa::Avx512 && i + 1 < rows { sums.len() / 4 * 4 } else { sums.len() };
-            let ready: Vec<(usize, V)> = sums.drain(..ready).collect();
-            pixels.finish(a, epilogue, &pointers, &ready);
+        let pixel = |i: usize, j: usize| i * outputs.columns + j;
+        for (i, j) in (0..rows).flat_map(|i| (0..columns).map(move |j| (i, j))) {
+            asm.prefetch(Mem::at(to, pixel(i, j) * outputs.channels * outputs.dst.bytes()));
         }
-        a.add_int(from, isa.bytes());
-        a.add_int(to, isa.lanes() * outputs.dst.bytes());
-        epilogue.advance(a, &pointers);
-    });
-    asm.finish()
+        let constants = match keep {
+            Keep::Registers { constants, .. } => constants,
+            Keep::Frame => isa.registers().saturating_sub(PROGRAM_REGISTERS + epilogue.temporaries()),
+        };
+        asm.repeat_down(vectors, |a| {
+            let mut sums: Vec<(usize, V)> = Vec::new();
+            for part in keep.parts(&down) {
+                let column = |a: &mut Asm, j: usize| -> Vec<Place> {
+                    let load = |a: &mut Asm, i: usize| loaded(a, Mem::at(from, outputs.sums[i * width + j]));
+                    let values = part.emit(a, Lanes::I32, (epilogue, literals), load);
+                    values.into_iter().map(|value| keep.keep(a, value)).collect()
+                };
+                let kept: Vec<Vec<Place>> = (0..width).map(|j| column(a, j)).collect();
+                epilogue.hold(a, &mut pointers, Hold::Vector, constants);
+                for i in 0..part.results() {
+                    let row = across.emit(a, Lanes::I32, (epilogue, literals), |a, j| kept[j][i].load(a));
+                    for (j, scaled) in row.into_iter().enumerate() {
+                        let value = divided(a, scaled, algorithm, (epilogue, literals));
+                        sums.push((pixel(part.first + i, j), value));
+                    }
+                    // Where registers allow, rows of two pixels wait for each other.
+                    let is_last = part.first + i + 1 == rows;
+                    let ready = if isa == Isa::Avx512 && !is_last { sums.len() / 4 * 4 } else { sums.len() };
+                    let ready: Vec<(usize, V)> = sums.drain(..ready).collect();
+                    pixels.finish(a, epilogue, &pointers, &ready);
+                }
+            }
+            a.add_int(from, isa.bytes());
+            a.add_int(to, isa.lanes() * outputs.dst.bytes());
+            epilogue.advance(a, &pointers);
+        });
+        asm.finish()
+    })
+}
+
+/// The exact quotient by the algorithm's divisor.
+fn divided(asm: &mut Asm, scaled: V, algorithm: &Winograd2d, (epilogue, literals): (&WideEpilogue, Gpr)) -> V {
+    let (divisor, value) = (algorithm.divisor(), asm.vec());
+    let mut product = scaled;
+    if divisor.odd != 1 {
+        asm.binary(Binary::MulI32, value, scaled, epilogue.at(asm.isa, literals, divisor.inverse.cast_signed()));
+        product = value;
+    }
+    asm.shift(Shift::RightI32, value, product, divisor.shift as u8);
+    value
 }

@@ -2,18 +2,19 @@
 //!
 //! A unit of work prepares its source rows ([`Source`]), transforms the inputs of its tiles to `[position][tile][C]`,
 //! and then for every channel block multiplies each position's inputs with its weights ([`Positions`]) and transforms the
-//! sums `[position][tile][block]` to outputs with the epilogue ([`transform`]).
+//! sums `[sum][tile][block]` to outputs with the epilogue ([`transform`]). With a stride, or with taps in runs, several
+//! positions add to a sum.
 //!
 //! Whether a layer may be computed so is proved from its weights when it is compiled ([`prove`]); a layer that
 //! cannot is refused, and another schedule serves.
 
 use cranelift_codegen::ir::{FuncRef, Value};
 use hawqc_ir::{Elem, KernelSpec, Range, Tensor};
-use hawqc_schedules::winograd::{Layer, Winograd2d, prove};
+use hawqc_schedules::winograd::{Kernel, Layer, Proof, Winograd2d, prove};
 use hawqc_schedules::{ConvGeometry, Machine, Multiply, WinogradSchedule};
 
 use super::epilogue::WideEpilogue;
-use super::positions::{Buffers, FIRST_EPILOGUE_TABLE, LITERALS, Positions};
+use super::positions::{Buffers, FIRST_EPILOGUE_TABLE, Group, LITERALS, Order, Positions};
 use super::source::Source;
 use super::transform::{InputLayout, Outputs, add_literals, assemble_input, assemble_output};
 use super::window::Window;
@@ -30,8 +31,9 @@ struct Winograd {
     geometry: Geometry,
     isa: Isa,
     schedule: WinogradSchedule,
-    transform: Winograd2d,
+    algorithm: Winograd2d,
     source: Source,
+    order: Order,
     positions: Positions,
     dst: Elem,
     /// Rows and columns in the result of each output transform, the leaves behind the products'; the input transform is last.
@@ -52,7 +54,8 @@ pub fn lower(
         return Err(Unsupported::new("a wide kernel of this convolution"));
     };
     let isa = Isa::of(wide);
-    let Some(member) = schedule.member(geometry.window.kernel) else {
+    let kernel = Kernel { taps: geometry.window.kernel, stride: geometry.window.stride };
+    let Some(member) = schedule.member(kernel) else {
         return Err(Unsupported::new(format!("`{schedule}` for this convolution")));
     };
     let weights = weights.ints()?;
@@ -65,44 +68,28 @@ pub fn lower(
         bias: bias.as_deref(),
     };
     let proof = prove(&member, &layer).map_err(|refusal| Unsupported::new(refusal.to_string()))?;
-    let parts = member.parts();
-    let ([part], [part_proof]) = (parts.as_slice(), proof.parts.as_slice()) else {
-        return Err(Unsupported::new(format!("{member}, which has several parts")));
+    let algorithm = member.algorithm;
+    let transformed = algorithm.transform_weights(&weights, k, c);
+    let Some(starts) = proof.starts(&transformed, k, bias.as_deref()) else {
+        return Err(Unsupported::new(format!("{} with a bias", proof.member)));
     };
-    let transform = part.transform.clone();
-    let transformed = transform.transform_weights(&weights, k, c);
-    let Some(starts) = part_proof.starts(part, &transformed, k, bias.as_deref()) else {
-        return Err(Unsupported::new(format!("{member} with a bias")));
-    };
+    let order = Order::of(&algorithm.sum_of(), algorithm.sums());
+    let (transformed, starts) = (order.positions(&transformed), order.sums(&starts));
+    let groups = groups(schedule.multiply, &proof, &order, (&transformed, [k, c]))?;
     let (mut epilogue, requant_tables) = WideEpilogue::new(spec, constants, isa)?;
-    let lane = schedule.lane();
-    add_literals(&transform, lane, &part_proof.offsets, &mut epilogue);
-    let window = match schedule.multiply {
-        // A step adds a pair of products; the proof has the most in any order.
-        Multiply::Sum32 if part_proof.pair_steps == 0 => {
-            return Err(Unsupported::new(format!("{proof}: sums of pairs beyond 16 bits")));
-        }
-        Multiply::Sum16 => {
-            let most = part_proof.inputs.iter().flat_map(|range| std::iter::repeat_n(range.hi, k));
-            let sums = transformed.chunks(c).zip(most);
-            Window::longest(sums, 1)
-                .ok_or_else(|| Unsupported::new(format!("{proof}: sums of pairs beyond 16 bits")))?
-        }
-        _ => Window::All,
-    };
+    add_literals(&algorithm, schedule.lane(), &proof.offsets, &mut epilogue);
     // In the ring of the lanes, so bytes are right with or without sign.
     let overhang = (geometry.channels * schedule.multiply.operand_bytes()) % isa.bytes();
-    let source = Source::new(tiled(&geometry, &transform), schedule.multiply.operand_bytes(), 0, overhang);
-    let unit_tiles = unit_rows(&geometry, &transform, schedule).map(|rows| rows * grid(&geometry, &transform)[1]);
+    let source = Source::new(tiled(&geometry, &algorithm), schedule.multiply.operand_bytes(), 0, overhang);
+    let unit_tiles = unit_rows(&geometry, &algorithm, schedule).map(|rows| rows * grid(&geometry, &algorithm)[1]);
     let input_bytes = unit_tiles[0] * geometry.channels * schedule.multiply.operand_bytes();
     let positions = Positions {
         isa,
         multiply: schedule.multiply,
         dot: wide.dot,
-        window,
         mr: schedule.mr,
         nr: schedule.nr,
-        positions: transform.positions(),
+        groups,
         unit_tiles,
         channels: [c, k],
         // The last vector of a tile's inputs may reach beyond them, over those of the next tile, which follow.
@@ -113,17 +100,18 @@ pub fn lower(
     tables.push(epilogue.literal_table(isa));
     tables.extend(requant_tables);
     let mut winograd = Winograd {
-        offsets: part_proof.offsets.clone(),
+        offsets: proof.offsets.clone(),
         geometry,
         isa,
         schedule,
         source,
+        order,
         positions,
         dst: spec.result().elem,
         outputs: Vec::new(),
         operand_bytes: epilogue.operand_bytes(),
         table_strides: epilogue.table_strides(isa),
-        transform,
+        algorithm,
     };
     let mut operands = vec![src];
     operands.extend(epilogue.operands());
@@ -133,7 +121,7 @@ pub fn lower(
         family: "winograd",
         operands,
         tables,
-        forms: format!("{}{window:?}", epilogue.form()),
+        forms: format!("{}{:?}", epilogue.form(), winograd.positions.groups),
         proof: proof.to_string(),
         scratch_bytes: winograd.scratch().iter().sum(),
         units: winograd.row_units() * winograd.channel_groups(),
@@ -145,31 +133,57 @@ pub fn lower(
     })
 }
 
+/// The sums, with how long those of 16 bits last. `transformed`: weights `[position][k][c]` in the order.
+fn groups(
+    multiply: Multiply,
+    proof: &Proof,
+    order: &Order,
+    (transformed, [k, c]): (&[i64], [usize; 2]),
+) -> Result<Vec<Group>, Unsupported> {
+    let beyond = || Unsupported::new(format!("{proof}: sums of pairs beyond 16 bits"));
+    let most = order.positions(&proof.inputs.iter().map(|range| range.hi).collect::<Vec<_>>());
+    order.groups(|places, runs| match multiply {
+        // A step adds a pair of products; the proof has the most in any order.
+        Multiply::Sum32 if proof.pair_steps == 0 => Err(beyond()),
+        Multiply::Sum16 => {
+            let of_sum = |first: usize| {
+                let most = most[first..][..runs].iter().copied().max().unwrap_or(0);
+                let row =
+                    move |ki: usize| (0..runs).flat_map(move |run| &transformed[((first + run) * k + ki) * c..][..c]);
+                (0..k).map(move |ki| (row(ki).copied().collect::<Vec<i64>>(), most))
+            };
+            let sums: Vec<(Vec<i64>, i64)> = places.step_by(runs).flat_map(of_sum).collect();
+            Window::longest(sums.iter().map(|(row, most)| (row.as_slice(), *most)), runs).ok_or_else(beyond)
+        }
+        _ => Ok(Window::All),
+    })
+}
+
 /// Tiles of an image along height and width.
-fn grid(geometry: &Geometry, transform: &Winograd2d) -> [usize; 2] {
-    let m = [transform.rows.m, transform.cols.m];
+fn grid(geometry: &Geometry, algorithm: &Winograd2d) -> [usize; 2] {
+    let m = algorithm.outputs();
     [0, 1].map(|axis| geometry.out[axis].div_ceil(m[axis]))
 }
 
 /// Tile rows of a unit, and of the last one of an image.
-fn unit_rows(geometry: &Geometry, transform: &Winograd2d, schedule: WinogradSchedule) -> [usize; 2] {
-    let down = grid(geometry, transform)[0];
+fn unit_rows(geometry: &Geometry, algorithm: &Winograd2d, schedule: WinogradSchedule) -> [usize; 2] {
+    let down = grid(geometry, algorithm)[0];
     [schedule.rows, down - (down.div_ceil(schedule.rows) - 1) * schedule.rows]
 }
 
 /// The convolution with as many outputs as whole tiles have.
-fn tiled(geometry: &Geometry, transform: &Winograd2d) -> Geometry {
-    let m = [transform.rows.m, transform.cols.m];
+fn tiled(geometry: &Geometry, algorithm: &Winograd2d) -> Geometry {
+    let m = algorithm.outputs();
     Geometry { out: [0, 1].map(|axis| geometry.out[axis].next_multiple_of(m[axis])), ..*geometry }
 }
 
 impl Winograd {
     fn m(&self) -> [usize; 2] {
-        [self.transform.rows.m, self.transform.cols.m]
+        self.algorithm.outputs()
     }
 
     fn grid(&self) -> [usize; 2] {
-        grid(&self.geometry, &self.transform)
+        grid(&self.geometry, &self.algorithm)
     }
 
     fn channel_groups(&self) -> usize {
@@ -185,14 +199,14 @@ impl Winograd {
     }
 
     fn unit_rows(&self) -> [usize; 2] {
-        unit_rows(&self.geometry, &self.transform, self.schedule)
+        unit_rows(&self.geometry, &self.algorithm, self.schedule)
     }
 
     /// Scratch bytes of the transformed inputs, the sums and the prepared rows.
     fn scratch(&self) -> [usize; 3] {
-        let Positions { positions, inputs_bytes, .. } = self.positions;
+        let [inputs, sums] = self.positions.scratch();
         let rows = self.source.scratch_bytes(self.schedule.rows * self.m()[0]);
-        [positions * inputs_bytes, positions * self.positions.sums_bytes(), rows].map(|b| b.next_multiple_of(64))
+        [inputs, sums, rows].map(|b| b.next_multiple_of(64))
     }
 
     fn leaves(&mut self, none: &WideEpilogue, epilogue: &WideEpilogue) -> Result<Vec<Leaf>, AsmError> {
@@ -205,10 +219,10 @@ impl Winograd {
                     dst: self.dst,
                     channels: self.geometry.channels_out(),
                     columns: self.geometry.out[1],
-                    position: self.positions.sums_bytes(),
+                    sums: bytes(self.order.sum_places(), self.positions.sums_bytes()),
                     valid: [rows, columns],
                 };
-                let code = assemble_output(self.isa, &self.transform, epilogue, &outputs)?;
+                let code = assemble_output(self.isa, &self.algorithm, epilogue, &outputs)?;
                 leaves.push(Leaf { name: format!("outputs.{rows}x{columns}"), code });
                 self.outputs.push([rows, columns]);
             }
@@ -216,10 +230,10 @@ impl Winograd {
         let layout = InputLayout {
             row: self.source.row_bytes(),
             pixel: self.positions.tile_input_bytes(),
-            position: self.positions.inputs_bytes,
+            positions: bytes(self.order.position_places(), self.positions.inputs_bytes),
         };
         let lane = (self.schedule.lane(), self.offsets.as_slice());
-        let code = assemble_input(self.isa, &self.transform, lane, epilogue, &layout)?;
+        let code = assemble_input(self.isa, &self.algorithm, lane, epilogue, &layout)?;
         leaves.push(Leaf { name: "inputs".into(), code });
         Ok(leaves)
     }
@@ -229,6 +243,11 @@ impl Winograd {
         let leaf = found.and_then(|i| frame.leaves.get(self.positions.products.len() + i));
         leaf.copied().ok_or_else(|| Unsupported::new(format!("no output transform of {valid:?}")))
     }
+}
+
+/// Where things of `each` bytes begin.
+fn bytes(places: Vec<usize>, each: usize) -> Vec<usize> {
+    places.into_iter().map(|place| place * each).collect()
 }
 
 /// A unit of work.
@@ -302,17 +321,18 @@ impl Winograd {
         let geometry = &self.geometry;
         let image_bytes = geometry.size[0] * geometry.size[1] * geometry.pixel_bytes();
         let image = c.offset(frame.operands[0], unit.image, image_bytes);
-        let [m_rows, m_columns] = self.m();
+        let m_rows = self.m()[0];
         let first = c.mul_int(unit.first_row, m_rows);
         let rows = self.source.prepare(c, image, first, self.schedule.rows * m_rows, unit.prepared);
+        let [down, across] = self.algorithm.steps();
         let vectors = c.int(self.positions.tile_input_bytes().div_ceil(self.isa.bytes()));
         let columns = self.grid()[1];
         let tile_bytes = self.positions.tile_input_bytes();
         c.count(unit.rows, 1, |c, row| {
-            let from = c.offset(rows, row, m_rows * self.source.row_bytes());
+            let from = c.offset(rows, row, down * self.source.row_bytes());
             let to = c.offset(unit.inputs, row, columns * tile_bytes);
             c.count(columns, 1, |c, column| {
-                let from = c.offset(from, column, m_columns * tile_bytes);
+                let from = c.offset(from, column, across * tile_bytes);
                 let to = c.offset(to, column, tile_bytes);
                 call(c, leaf, &[from, to, vectors, frame.tables[LITERALS]]);
             });
