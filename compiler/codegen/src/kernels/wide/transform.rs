@@ -244,6 +244,11 @@ impl Place {
     }
 }
 
+/// The same places row by row.
+fn rows_of(columns: &[Vec<Place>]) -> impl Iterator<Item = Vec<Place>> {
+    (0..columns[0].len()).map(|row| columns.iter().map(|column| column[row]).collect())
+}
+
 fn loaded(asm: &mut Asm, from: Mem) -> V {
     let value = asm.vec();
     asm.load(value, from);
@@ -285,10 +290,10 @@ pub fn assemble_input(
                     let values = part.emit(a, lanes, (epilogue, literals), load);
                     values.into_iter().map(|value| keep.keep(a, value)).collect()
                 };
-                let kept: Vec<Vec<Place>> = (0..width).map(|j| column(a, j)).collect();
-                for i in 0..part.results() {
+                let columns: Vec<Vec<Place>> = (0..width).map(|j| column(a, j)).collect();
+                for (i, kept) in rows_of(&columns).enumerate() {
                     for pass in &cols {
-                        let row = pass.emit(a, lanes, (epilogue, literals), |a, j| kept[j][i].load(a));
+                        let row = pass.emit(a, lanes, (epilogue, literals), |a, j| kept[j].load(a));
                         let first = (part.first + i) * across + pass.first;
                         row.into_iter().enumerate().for_each(|(j, value)| put(a, first + j, value));
                     }
@@ -349,10 +354,10 @@ pub fn assemble_output(
                     let values = part.emit(a, Lanes::I32, (epilogue, literals), load);
                     values.into_iter().map(|value| keep.keep(a, value)).collect()
                 };
-                let kept: Vec<Vec<Place>> = (0..width).map(|j| column(a, j)).collect();
+                let columns: Vec<Vec<Place>> = (0..width).map(|j| column(a, j)).collect();
                 epilogue.hold(a, &mut pointers, Hold::Vector, constants);
-                for i in 0..part.results() {
-                    let row = across.emit(a, Lanes::I32, (epilogue, literals), |a, j| kept[j][i].load(a));
+                for (i, kept) in rows_of(&columns).enumerate() {
+                    let row = across.emit(a, Lanes::I32, (epilogue, literals), |a, j| kept[j].load(a));
                     for (j, scaled) in row.into_iter().enumerate() {
                         let value = divided(a, scaled, algorithm, (epilogue, literals));
                         sums.push((pixel(part.first + i, j), value));
