@@ -269,7 +269,7 @@ fn breaches_of_the_calling_convention_are_found() {
         (framed(|a| a.mov(r12, rdi)), "changes R12, which is not saved"),
         (framed(|a| a.vmovdqu(ymmword_ptr(rsp + 40), ymm0)), "outside the frame"),
         (framed(|a| a.vmovdqu(ymmword_ptr(rsp - 32), ymm0)), "outside the frame"),
-        (framed(|a| a.vmovdqu(ymmword_ptr(rsp + rax), ymm0)), "outside the frame"),
+        (framed(|a| a.vmovdqu(ymmword_ptr(rsp + rax + 40), ymm0)), "outside the frame"),
         (framed(|a| a.sub(rsp, 8)), "moves the stack pointer"),
         (framed(|a| a.push(rdi)), "moves the stack pointer"),
         (framed(|a| a.call(rdi)), "is neither a jump nor goes on"),
