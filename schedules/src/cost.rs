@@ -80,11 +80,13 @@ struct Products {
 /// What is counted of tiles: [`PRODUCT`], [`SOURCE`], [`TILE`], [`CROWD`] and [`WEIGHT`].
 type Tiles = [usize; 5];
 
-/// Pixels of a tile from which on 4-bit weights are unpacked beside its products.
-const UNPACKING_PIXELS: usize = 3;
-/// Steps of a tile from which on its epilogue is put beside the next tile's products, most pixels of such a tile, and registers
-/// of an epilogue beside its results.
-const OVERLAP_STEPS: usize = 16;
+/// Pixels of a tile from which on 4-bit weights are unpacked beside its dot products at no cost.
+pub const UNPACKING_PIXELS: usize = 3;
+/// Steps of a tile from which on the epilogue of the tile before is put beside its products; with fewer, storing the sums
+/// costs more than is hidden.
+pub const OVERLAP_STEPS: usize = 16;
+/// What decides in kernels whether registers suffice for that, about: most pixels of a tile, and registers of an epilogue beside
+/// its results.
 const OVERLAP_PIXELS: usize = 6;
 const OVERLAP_REGISTERS: usize = 2;
 /// Most steps of a run that is put beside a pixel as a whole.

@@ -26,6 +26,7 @@ use hawqc_ir::KernelSpec;
 use thiserror::Error;
 
 pub use conv::{ConvGeometry, ConvSchedule};
+pub use cost::{OVERLAP_STEPS, UNPACKING_PIXELS};
 pub use depthwise::{DepthwiseGeometry, DepthwiseSchedule};
 pub use sections::{Sections, Spread};
 pub use strassen_schedule::StrassenSchedule;

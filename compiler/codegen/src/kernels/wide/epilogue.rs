@@ -323,8 +323,13 @@ impl WideEpilogue {
         isa == Isa::Avx512 && self.spec.result().elem.bytes() == 1 && vectors > 1
     }
 
+    /// Where [`WideEpilogue::byte_limits`] lie.
+    pub fn byte_limits_at(&self, isa: Isa, literals: Gpr) -> [Option<Mem>; 2] {
+        self.byte_limits().map(|limit| limit.map(|limit| self.at(isa, literals, limit)))
+    }
+
     /// The last step's limits that packing to bytes does not enforce, in every byte.
-    pub fn byte_limits(&self) -> [Option<i32>; 2] {
+    fn byte_limits(&self) -> [Option<i32>; 2] {
         let last = self.spec.steps().len() - 1;
         let limits = match &self.spec.steps()[last].op {
             Op::Requant(_) => self.requants.get(&last).map_or((i64::MIN, i64::MAX), |requant| requant.limits),

@@ -130,9 +130,9 @@ pub(super) struct Tile {
     pub nr: usize,
     /// Sums, `[pixel][vector]`.
     pub acc: Vec<V>,
-    pub pixels: Vec<Gpr>,
-    pub offset: Gpr,
-    pub weights: Gpr,
+    pixels: Vec<Gpr>,
+    offset: Gpr,
+    weights: Gpr,
     input: V,
     products: Vec<V>,
     /// Registers for the weights of a step; empty where they are read as operands.
@@ -274,7 +274,7 @@ impl Micro<'_> {
         self.multiply == Multiply::Dot || self.multiply == Multiply::I16 && self.dot
     }
 
-    pub(super) fn tile(&self, asm: &mut Asm, mr: usize, nr: usize) -> Tile {
+    fn tile(&self, asm: &mut Asm, mr: usize, nr: usize) -> Tile {
         let acc = asm.vecs(mr * nr);
         let pixels = (0..mr).map(|_| asm.gpr()).collect();
         let (weights, offset, input) = (asm.gpr(), asm.gpr(), asm.vec());
@@ -367,7 +367,7 @@ impl Micro<'_> {
         }
     }
 
-    pub(super) fn step(&self, asm: &mut Asm, tile: &Tile, step: usize) {
+    fn step(&self, asm: &mut Asm, tile: &Tile, step: usize) {
         let at = step * self.step_bytes(tile.nr);
         self.load_weights(asm, tile, at);
         let section = self.inputs.section.min(tile.nr);

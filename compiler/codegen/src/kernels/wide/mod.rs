@@ -27,7 +27,7 @@ use std::borrow::Cow;
 
 use cranelift_codegen::ir::{FuncRef, InstBuilder, StackSlotData, StackSlotKind, Value, types};
 use hawqc_ir::{Elem, KernelSpec, Range, Tensor};
-use hawqc_schedules::{ConvGeometry, Machine, Multiply, Sections, WideSchedule, unsigned_offset};
+use hawqc_schedules::{ConvGeometry, Machine, Multiply, Sections, UNPACKING_PIXELS, WideSchedule, unsigned_offset};
 
 use super::conv::Geometry;
 use super::emit::Code;
@@ -41,8 +41,6 @@ use window::Window;
 
 /// Tiles from which on the weights of a channel block are turned into operands once for all of them.
 const EXPAND_TILES: usize = 3;
-/// Pixels of a tile from which on unpacking weights for every tile costs nothing.
-const UNPACKING_PIXELS: usize = 3;
 /// Multiply-accumulates that take about as long as an element operation of other kernels.
 const MACS_PER_WORK: u64 = 16;
 

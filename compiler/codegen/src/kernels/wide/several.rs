@@ -8,12 +8,11 @@
 //! tile wait in the frame, and with every few steps of the next tile's first run, or with every short run, one pixel of them
 //! is finished.
 
+use hawqc_schedules::OVERLAP_STEPS;
+
 use super::micro::{FIXED_WORDS, Micro, Tile, TileCode, UNROLL, Word, begin_run};
 use super::store::store;
 use crate::asm::{Asm, AsmError, Gpr, Mem};
-
-/// Steps of a tile from which on they have time for an epilogue; with fewer, storing the sums costs more than is hidden.
-const LEAST_STEPS: usize = 16;
 
 /// The products that the epilogue of one pixel is put beside.
 enum Portion {
@@ -36,7 +35,7 @@ impl Micro<'_> {
 
     /// None where a tile is not to be mixed with the epilogue of the tile before.
     fn portion(&self, mr: usize) -> Option<Portion> {
-        if !self.is_dot() || self.runs * self.steps < LEAST_STEPS {
+        if !self.is_dot() || self.runs * self.steps < OVERLAP_STEPS {
             return None;
         }
         // The steps of a spread are not parted.

@@ -12,7 +12,7 @@ pub fn store(asm: &mut Asm, dst: Elem, to: Mem, mut vectors: &[V], (epilogue, li
     let lanes = asm.isa.lanes();
     let orders = pack_orders_at(asm.isa, literals);
     if let (true, Some([order, _])) = (epilogue.packs(asm.isa, vectors.len()), orders) {
-        let limits = epilogue.byte_limits().map(|limit| limit.map(|limit| epilogue.at(asm.isa, literals, limit)));
+        let limits = epilogue.byte_limits_at(asm.isa, literals);
         return asm.store_bytes_packed(to, vectors, dst.is_signed(), order, limits);
     }
     let mut to = to;
@@ -66,8 +66,7 @@ impl Pixels {
         for four in fours {
             let results = four.map(|(pixel, sum)| epilogue.emit_packed(asm, pointers, pixel, sum));
             let to = four.map(|(pixel, _)| self.at(pixel));
-            let limits =
-                epilogue.byte_limits().map(|limit| limit.map(|limit| epilogue.at(asm.isa, self.literals, limit)));
+            let limits = epilogue.byte_limits_at(asm.isa, self.literals);
             let order = pack_orders_at(asm.isa, self.literals).map(|[order, _]| order);
             asm.store_bytes_apart(to, results, self.dst.is_signed(), order, limits);
         }
