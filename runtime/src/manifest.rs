@@ -133,6 +133,9 @@ pub struct ValueDesc {
     pub shape: Vec<usize>,
     /// Byte offset in the arena.
     pub offset: usize,
+    /// Elements from one row of the last axis to the next; `None` if the rows follow each other.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pitch: Option<usize>,
 }
 
 /// Why bytes are not a manifest this runtime can use.
@@ -282,9 +285,19 @@ impl TensorDesc {
 }
 
 impl ValueDesc {
+    /// Bytes of a row of the last axis, and from one to the next.
+    pub(crate) fn row_bytes(&self) -> [usize; 2] {
+        let row = self.shape.last().copied().unwrap_or(1);
+        [row, self.pitch.unwrap_or(row)].map(|elements| elements.saturating_mul(self.elem.size_bytes()))
+    }
+
     fn check(&self, arena_bytes: usize) -> Result<(), ManifestError> {
         let bytes = check_shape(&self.name, self.elem, &self.shape)? * self.elem.size_bytes();
-        let end = self.offset.checked_add(bytes);
+        let [row, pitch] = self.row_bytes();
+        let gaps = (bytes / row.max(1)).saturating_sub(1);
+        let end = pitch
+            .checked_sub(row)
+            .and_then(|gap| gap.checked_mul(gaps)?.checked_add(bytes)?.checked_add(self.offset));
         let inside = end.is_some_and(|end| end <= arena_bytes);
         if inside && self.offset.is_multiple_of(self.elem.size_bytes()) {
             return Ok(());
@@ -330,7 +343,7 @@ mod tests {
                 macs: 1 << 40,
                 notes: vec!["exact".into()],
             }],
-            values: vec![ValueDesc { name: "v".into(), elem: Elem::I32, shape: vec![4, 8], offset: 128 }],
+            values: vec![ValueDesc { name: "v".into(), elem: Elem::I32, shape: vec![4, 8], offset: 128, pitch: None }],
         }
     }
 
@@ -397,6 +410,14 @@ mod tests {
         let mut manifest = sample();
         manifest.values[0].offset = 2;
         assert!(matches!(manifest.check(), Err(ManifestError::ValueOffset { .. })));
+        for (pitch, arena_bytes) in [(7, 256), (9, 256), (9, 256 + 11), (usize::MAX, 256), (usize::MAX / 4, 256)] {
+            let mut manifest = sample();
+            (manifest.arena_bytes, manifest.values[0].pitch) = (arena_bytes, Some(pitch));
+            assert!(matches!(manifest.check(), Err(ManifestError::ValueOffset { .. })), "{pitch}");
+        }
+        let mut manifest = sample();
+        (manifest.arena_bytes, manifest.values[0].pitch) = (256 + 12, Some(9));
+        manifest.check().unwrap();
         let mut manifest = sample();
         if let Some(integer) = &mut manifest.inputs[0].integer {
             integer.scale = vec![1.0, 2.0];

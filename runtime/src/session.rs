@@ -214,9 +214,11 @@ impl Session {
         let values = &self.model.manifest().values;
         let desc = values.get(index).ok_or(RunError::NoValue { index, kept: values.len() })?;
         let mut tensor = Tensor::zeros(desc.elem, desc.shape.clone())?;
-        let bytes = tensor.bytes_mut();
-        // The manifest was checked: the value lies inside the arena.
-        bytes.copy_from_slice(&self.arena.bytes()[desc.offset..desc.offset + bytes.len()]);
+        let [row, pitch] = desc.row_bytes();
+        for (index, into) in tensor.bytes_mut().chunks_mut(row.max(1)).enumerate() {
+            // The manifest was checked: the value lies inside the arena.
+            into.copy_from_slice(&self.arena.bytes()[desc.offset + index * pitch..][..row]);
+        }
         Ok(tensor)
     }
 

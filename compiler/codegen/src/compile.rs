@@ -9,9 +9,10 @@ use hawqc_runtime::manifest::{self, LayerDesc, Manifest, StepDesc, ValueDesc};
 
 use crate::error::CodegenError;
 use crate::interface::memory_elem;
+use crate::kernels::Dst;
 use crate::lower::{Listing, lower};
 use crate::object::{JIT_RESERVE_MAX_BYTES, JitCode, jit_module, object_bytes, object_module};
-use crate::program::{Options, Place, Program};
+use crate::program::{Options, Place, Program, kernel_values};
 
 /// What the manifest says of the source model.
 #[derive(Clone, Debug, Default)]
@@ -86,7 +87,7 @@ fn describe(program: &Program, info: &ModelInfo, options: &Options) -> Result<Ma
     let mut steps = Vec::new();
     let mut values = Vec::new();
     for step in &program.steps {
-        let (kernel, ty) = (&program.kernels[step.kernel], graph.ty(step.value));
+        let kernel = &program.kernels[step.kernel];
         let Op::Kernel(spec) = graph.op(step.value) else {
             return Err(CodegenError::Internal(format!("step {} is no kernel", step.symbol)));
         };
@@ -97,10 +98,16 @@ fn describe(program: &Program, info: &ModelInfo, options: &Options) -> Result<Ma
             macs: kernel.lowered.macs,
             notes: step.notes.clone(),
         });
-        if let (true, Place::Arena(offset)) = (options.keep_values, step.dst) {
-            let (name, elem, shape) = (step.name.clone(), memory_elem(ty), ty.shape.clone());
-            values.push(ValueDesc { name, elem, shape, offset });
-        }
+    }
+    let kept = if options.keep_values { kernel_values(graph)? } else { Vec::new() };
+    for (value, _) in kept {
+        let Place::Arena(offset) = program.place_of(value)? else {
+            return Err(CodegenError::Internal(format!("the result of {} is not in the arena", graph.name(value))));
+        };
+        let (ty, dst) = (graph.ty(value), program.in_place.home(graph, value).dst);
+        let (name, elem, shape) = (graph.name(value).to_owned(), memory_elem(ty), ty.shape.clone());
+        let pitch = (dst != Dst::dense(ty)).then_some(dst.pitch);
+        values.push(ValueDesc { name, elem, shape, offset, pitch });
     }
     let manifest = Manifest {
         schema: manifest::SCHEMA.into(),

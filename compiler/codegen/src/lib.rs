@@ -8,6 +8,7 @@ mod compile;
 pub mod disasm;
 pub mod dot;
 mod error;
+mod in_place;
 mod interface;
 mod kernels;
 pub mod limit;
@@ -24,6 +25,7 @@ pub mod variants;
 
 pub use compile::{Artifact, ModelInfo, compile, jit};
 pub use error::{CodegenError, Unsupported};
+pub use in_place::steps;
 pub use link::LinkWith;
 pub use lower::Listing;
 pub use memory_plan::PlanError;

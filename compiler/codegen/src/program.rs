@@ -2,8 +2,8 @@
 //!
 //! In: a graph whose operators are all kernels and reshapes (a reshape is the same bytes under another
 //! shape). Out: a [`Program`]: the distinct kernels, the steps that run them in order, each with the
-//! places of its operands, the constants with duplicates removed, and the memory plan. Nothing here
-//! knows machine code.
+//! places of its operands, the constants with duplicates removed, and the memory plan. Concatenations are written in
+//! place where they can be ([`InPlace`]). Nothing here knows machine code.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -12,8 +12,9 @@ use hawqc_ir::{Graph, KernelSpec, Op, Tensor, ValueId, text};
 use hawqc_schedules::{Machine, Schedule, WideMachine};
 
 use crate::error::{CodegenError, Unsupported};
+use crate::in_place::InPlace;
 use crate::interface::Interface;
-use crate::kernels::{self, Lowered};
+use crate::kernels::{self, Dst, Lowered, Placement};
 use crate::memory_plan::{self, Block, MemoryPlan};
 use crate::resident;
 use crate::target::{Arch, Dot, Feature, Target};
@@ -22,7 +23,7 @@ use crate::target::{Arch, Dot, Feature, Target};
 #[derive(Clone, Debug)]
 pub struct Options {
     pub target: Target,
-    /// Give every value its own place, recorded in the manifest.
+    /// Let no value take the place of another, and record the places in the manifest.
     pub keep_values: bool,
     /// Schedules of particular specs; all others get the default one.
     pub schedules: BTreeMap<KernelSpec, Schedule>,
@@ -71,7 +72,7 @@ pub enum Place {
     Constant(usize),
 }
 
-/// A kernel's code, shared by all steps with the same spec, schedule and constant-dependent form.
+/// A kernel's code, shared by all steps with the same spec, schedule, distance of pixels and constant-dependent form.
 pub struct Kernel {
     /// Name for symbols and people, e.g. `kernel.3.conv`.
     pub name: String,
@@ -114,6 +115,7 @@ pub struct Program<'g> {
     pub plan: MemoryPlan,
     pub interface: Interface,
     pub copies: Copies,
+    pub in_place: InPlace,
     /// The place of each value, by index.
     places: Vec<Option<Place>>,
 }
@@ -157,12 +159,14 @@ impl<'g> Program<'g> {
     fn build(graph: &'g Graph, options: &Options, plain: BTreeSet<ValueId>) -> Result<Program<'g>, CodegenError> {
         let interface = Interface::new(graph)?;
         let mut builder = Builder { plain, ..Builder::default() };
-        let order = kernel_values(graph)?;
+        let kernels = kernel_values(graph)?;
+        let in_place = InPlace::new(graph, &interface, &kernels);
+        let order: Vec<_> = kernels.iter().copied().filter(|&kernel| in_place.is_step(graph, kernel)).collect();
         let drafts = order
             .iter()
-            .map(|&(value, spec)| builder.draft(graph, options, value, spec))
+            .map(|&kernel| builder.draft(graph, options, kernel, &in_place.placement(graph, kernel.0)))
             .collect::<Result<Vec<Draft>, _>>()?;
-        let (blocks, block_of) = blocks(graph, &interface, &order, &drafts);
+        let (blocks, block_of) = blocks(graph, &interface, &in_place, &order, &drafts);
         let plan = memory_plan::plan(&blocks, options.keep_values)?;
         let mut places = vec![None; graph.len()];
         for (position, &id) in graph.inputs().iter().enumerate() {
@@ -173,8 +177,9 @@ impl<'g> Program<'g> {
                 Op::Reshape(_) => places[id.index()] = graph.args(id).first().and_then(|a| places[a.index()]),
                 Op::Const(_) => {}
                 _ => {
-                    if let Some(&block) = block_of.get(&id) {
-                        places[id.index()] = Some(Place::Arena(plan.offsets[block]));
+                    let home = in_place.home(graph, id);
+                    if let Some(&block) = block_of.get(&home.whole) {
+                        places[id.index()] = Some(Place::Arena(plan.offsets[block] + home.offset_bytes));
                     }
                 }
             }
@@ -187,6 +192,7 @@ impl<'g> Program<'g> {
             plan,
             interface,
             copies: Copies::default(),
+            in_place,
             places,
         };
         let scratch_of = blocks.len() - drafts.iter().filter(|d| d.scratch_bytes > 0).count();
@@ -232,7 +238,8 @@ impl<'g> Program<'g> {
         let schedules = BTreeMap::from([(spec.as_ref().clone(), schedule)]);
         let options = Options { schedules, ..Options::new(target.clone()) };
         let mut builder = Builder::default();
-        let draft = builder.draft(self.graph, &options, step.value, spec)?;
+        let placement = self.in_place.placement(self.graph, step.value);
+        let draft = builder.draft(self.graph, &options, (step.value, spec), &placement)?;
         let operands =
             draft.operands.iter().map(|&arg| self.place(arg, &mut builder)).collect::<Result<Vec<_>, _>>()?;
         let behind = self.plan.arena_bytes.next_multiple_of(memory_plan::BLOCK_ALIGN);
@@ -256,6 +263,7 @@ impl<'g> Program<'g> {
             plan: MemoryPlan { offsets: Vec::new(), arena_bytes: behind + draft.scratch_bytes },
             interface: Interface { inputs: Vec::new(), outputs: Vec::new(), integer_values: BTreeSet::new() },
             copies: Copies::default(),
+            in_place: self.in_place.clone(),
             places: self.places.clone(),
         })
     }
@@ -314,7 +322,7 @@ pub fn root(graph: &Graph, value: ValueId) -> ValueId {
 }
 
 /// The live kernels in order; an error if the graph holds anything else that is live.
-fn kernel_values(graph: &Graph) -> Result<Vec<(ValueId, &KernelSpec)>, CodegenError> {
+pub fn kernel_values(graph: &Graph) -> Result<Vec<(ValueId, &KernelSpec)>, CodegenError> {
     let live = graph.live();
     let mut order = Vec::new();
     for id in graph.values().filter(|id| live[id.index()]) {
@@ -343,7 +351,7 @@ struct Draft {
 #[derive(Default)]
 struct Builder {
     kernels: Vec<Kernel>,
-    by_key: BTreeMap<(KernelSpec, Schedule, String), usize>,
+    by_key: BTreeMap<(KernelSpec, Schedule, Dst, String), usize>,
     constants: Vec<Constant>,
     by_hash: BTreeMap<u64, Vec<usize>>,
     /// Values whose kernels must not transform weights ahead of time.
@@ -355,8 +363,8 @@ impl Builder {
         &mut self,
         graph: &Graph,
         options: &Options,
-        value: ValueId,
-        spec: &KernelSpec,
+        (value, spec): (ValueId, &KernelSpec),
+        placement: &Placement,
     ) -> Result<Draft, CodegenError> {
         let node =
             || if graph.name(value).is_empty() { format!("%{}", value.index()) } else { graph.name(value).to_owned() };
@@ -368,7 +376,7 @@ impl Builder {
             schedule if plain && schedule.transforms_weights() => {
                 Err(Unsupported::new("transformed weights beyond the limit of memory"))
             }
-            schedule => kernels::lower(spec, &constants, &options.target, schedule),
+            schedule => kernels::lower(spec, &constants, &options.target, schedule, placement),
         };
         let asked = options.schedules.get(spec).filter(|s| !plain || !s.transforms_weights());
         let (schedule, lowered, passed_over) = match asked {
@@ -398,7 +406,7 @@ impl Builder {
             max_tasks: lowered.max_tasks(),
         };
         let kernels = &mut self.kernels;
-        let key = (spec.clone(), schedule, lowered.forms.clone());
+        let key = (spec.clone(), schedule, placement.dst, lowered.forms.clone());
         let kernel = *self.by_key.entry(key).or_insert_with(|| {
             let prefix = if lowered.is_border { "border.kernel" } else { "kernel" };
             let name = format!("{prefix}.{}.{}", kernels.len(), lowered.family);
@@ -447,22 +455,27 @@ fn default_lowering(
     (last, lower(last), passed_over)
 }
 
-/// The blocks of memory: one for each kernel's result, then one for each step with scratch memory;
-/// and the block of each result. Step `i` is time `i + 1`: at time 0 integer inputs are copied in,
-/// after the last step outputs are copied out.
+/// The blocks of memory: one for each kernel's result that is no part of another, then one for each step with scratch
+/// memory; and the block of each such result, which is there from the first step that writes to it on. Step `i` is time
+/// `i + 1`: at time 0 integer inputs are copied in, after the last step outputs are copied out.
 fn blocks(
     graph: &Graph,
     interface: &Interface,
+    in_place: &InPlace,
     order: &[(ValueId, &KernelSpec)],
     drafts: &[Draft],
 ) -> (Vec<Block>, BTreeMap<ValueId, usize>) {
     let end = order.len() + 1;
-    let mut blocks = Vec::new();
+    let mut blocks: Vec<Block> = Vec::new();
     let mut block_of = BTreeMap::new();
     for (time, &(value, _)) in order.iter().enumerate() {
-        block_of.insert(value, blocks.len());
-        let first = if interface.integer_inputs().any(|v| v == value) { 0 } else { time + 1 };
-        blocks.push(Block { bytes: graph.ty(value).bytes(), first, last: time + 1 });
+        let whole = in_place.home(graph, value).whole;
+        let block = *block_of.entry(whole).or_insert(blocks.len());
+        if block == blocks.len() {
+            let first = if interface.integer_inputs().any(|v| v == value) { 0 } else { time + 1 };
+            blocks.push(Block { bytes: graph.ty(whole).bytes(), first, last: time + 1 });
+        }
+        blocks[block].last = time + 1;
     }
     for (time, draft) in drafts.iter().enumerate() {
         for &operand in &draft.operands {

@@ -58,7 +58,7 @@ pub fn manifest() -> Manifest {
         outputs: vec![desc("y", Elem::F32, &[6], integer(Elem::I32, &[6], 0)), desc("z", Elem::I32, &[2], None)],
         layers: vec![],
         steps: vec![step("scale"), step("sum")],
-        values: vec![ValueDesc { name: "scaled".into(), elem: Elem::I32, shape: vec![6], offset: 64 }],
+        values: vec![ValueDesc { name: "scaled".into(), elem: Elem::I32, shape: vec![6], offset: 64, pitch: None }],
     }
 }
 

@@ -18,7 +18,7 @@ use super::emit::{Code, LANES};
 use super::epilogue::{Epilogue, Site, Slots};
 use super::gather::Gather;
 use super::products::{Products, STEP, sum_shift, vector_bytes, weight_storage};
-use super::{Body, Frame, Lowered, Table};
+use super::{Body, Dst, Frame, Lowered, Table};
 use crate::error::Unsupported;
 use crate::target::Target;
 
@@ -141,7 +141,7 @@ struct Conv {
     schedule: ConvSchedule,
     products: Products,
     epilogue: Epilogue,
-    dst: Elem,
+    dst: Dst,
     gather: Option<Gather>,
 }
 
@@ -155,6 +155,7 @@ pub(super) fn lower(
     constants: &[Option<&Tensor>],
     target: &Target,
     schedule: Schedule,
+    dst: Dst,
 ) -> Result<Lowered, Unsupported> {
     let Schedule::Conv(schedule) = schedule else {
         return Err(Unsupported::new(format!("schedule `{schedule}` for a dense convolution")));
@@ -179,7 +180,7 @@ pub(super) fn lower(
     tables.extend(requant_tables);
     let mut operands = vec![src];
     operands.extend(epilogue.operands());
-    let conv = Conv { geometry, schedule, products, epilogue, dst: spec.result().elem, gather };
+    let conv = Conv { geometry, schedule, products, epilogue, dst, gather };
     Ok(Lowered {
         family: "conv",
         operands,
@@ -399,8 +400,7 @@ impl Conv {
             };
             let site = Site { element, channel: place.padded_channel, pixel: in_image, lanes: place.lanes };
             let values = self.epilogue.apply(c, frame, site, values)?;
-            let dst = c.offset(frame.dst, element, self.dst.bytes());
-            c.store_chunk(self.dst, &values, dst, place.lanes);
+            self.dst.store(c, frame.dst, [pixel, place.channel], &values, place.lanes);
         }
         Ok(())
     }

@@ -9,14 +9,14 @@ use super::conv::Geometry;
 use super::emit::{CHUNK, Code};
 use super::epilogue::{Epilogue, Slots};
 use super::rows::Rows;
-use super::{Body, Frame, Lowered, Table};
+use super::{Body, Dst, Frame, Lowered, Table};
 use crate::error::Unsupported;
 
 struct Depthwise {
     geometry: Geometry,
     rows: Rows,
     epilogue: Epilogue,
-    dst: Elem,
+    dst: Dst,
     /// How the weights are stored.
     weight: Elem,
 }
@@ -25,7 +25,7 @@ const WEIGHTS: usize = 0;
 const BIAS: usize = 1;
 const PAD: usize = 2;
 
-pub(super) fn lower(spec: &KernelSpec, constants: &[Option<&Tensor>]) -> Result<Lowered, Unsupported> {
+pub(super) fn lower(spec: &KernelSpec, constants: &[Option<&Tensor>], dst: Dst) -> Result<Lowered, Unsupported> {
     let (geometry, [src, wei], bias) = Geometry::of(spec)?;
     let (weights, bias) = Geometry::constants(constants, wei, bias)?;
     let slots = Slots { operand: 1, table: 3, order: None };
@@ -60,7 +60,7 @@ pub(super) fn lower(spec: &KernelSpec, constants: &[Option<&Tensor>]) -> Result<
         work: rows.work(),
         macs: geometry.macs(),
         is_border: false,
-        body: Box::new(Depthwise { geometry, rows, epilogue, dst: spec.result().elem, weight }),
+        body: Box::new(Depthwise { geometry, rows, epilogue, dst, weight }),
     })
 }
 
@@ -86,8 +86,7 @@ impl Body for Depthwise {
             });
 
             let values = self.epilogue.apply(c, frame, site, values)?;
-            let dst = c.offset(frame.dst, site.element, self.dst.bytes());
-            c.store_chunk(self.dst, &values, dst, site.lanes);
+            self.dst.store(c, frame.dst, [pixel, site.channel], &values, site.lanes);
             Ok(())
         })
     }

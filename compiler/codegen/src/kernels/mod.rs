@@ -6,13 +6,14 @@
 //!
 //! The contract of every body, wherever its code comes from: it is a function
 //! `(pointers, task, tasks)`, where `pointers` is a table of addresses in the order of
-//! [`Frame`]: the result, the operands in [`Lowered::operands`], the tables, and the scratch memory of
+//! [`Frame`]: the result, which lies as [`Placement`] says, the operands in [`Lowered::operands`], the tables, and the scratch memory of
 //! all tasks. Task `t` of `n` writes its part of the result and nothing else; the parts of all tasks
 //! together are the whole. It reads no byte outside its operands and calls nothing.
 
 mod border;
 mod conv;
 mod depthwise;
+mod dst;
 pub mod emit;
 pub mod epilogue;
 mod gather;
@@ -32,6 +33,7 @@ use hawqc_schedules::{ConvGeometry, Schedule};
 use crate::error::Unsupported;
 use crate::program::machine;
 use crate::target::Target;
+pub use dst::Dst;
 use emit::Code;
 
 /// Most tasks a step is ever split into; bounds scratch memory.
@@ -42,6 +44,13 @@ const TASK_WORK: u64 = 100_000;
 /// Emits the code of a kernel.
 pub trait Body: Sync {
     fn emit(&self, c: &mut Code, frame: &Frame) -> Result<(), Unsupported>;
+}
+
+/// What the memory plan asks of a kernel.
+pub struct Placement {
+    pub dst: Dst,
+    /// The operands of a concatenation that lie in its result already.
+    pub written: Vec<usize>,
 }
 
 /// A constant table.
@@ -130,13 +139,27 @@ impl Frame {
     }
 }
 
+/// Whether kernels of this spec, under any schedule, can write a result whose pixels lie apart.
+pub fn writes_apart(spec: &KernelSpec) -> bool {
+    spec.steps().first().is_some_and(|first| match &first.op {
+        Op::Conv(_) | Op::MaxPool(_) | Op::SumPool(_) | Op::Requant(_) | Op::Add(_) | Op::Clamp(_) => true,
+        Op::Concat(concat) => concat.axis + 1 == first.ty.rank(),
+        _ => false,
+    })
+}
+
 /// Chooses the family for a spec. `constants[i]` is the data of operand `i` if it is constant.
 pub fn lower(
     spec: &KernelSpec,
     constants: &[Option<&Tensor>],
     target: &Target,
     schedule: Schedule,
+    placement: &Placement,
 ) -> Result<Lowered, Unsupported> {
+    let dst = placement.dst;
+    if dst != Dst::dense(spec.result()) && !writes_apart(spec) {
+        return Err(Unsupported::new("a result whose pixels lie apart"));
+    }
     let Some(first) = spec.steps().first() else {
         return Err(Unsupported::new("a kernel without steps"));
     };
@@ -147,25 +170,25 @@ pub fn lower(
             Schedule::Assembled => wide::image::lower(spec, constants, machine(target)),
             _ => border::lower(spec, constants),
         },
-        Op::Concat(_) | Op::Pad(_) | Op::Transpose(_) if spec.steps().len() == 1 => movement::lower(spec),
+        Op::Concat(_) | Op::Pad(_) | Op::Transpose(_) if spec.steps().len() == 1 => movement::lower(spec, placement),
         _ if floats.into_iter().any(|float| float) => Err(Unsupported::new(format!("`{}` of floats", first.op.name()))),
         Op::Conv(_) if ConvGeometry::of(spec).is_none() => match schedule {
-            Schedule::Depthwise(schedule) => wide::depthwise::lower(spec, constants, machine(target), schedule),
-            _ => depthwise::lower(spec, constants),
+            Schedule::Depthwise(schedule) => wide::depthwise::lower(spec, constants, machine(target), schedule, dst),
+            _ => depthwise::lower(spec, constants, dst),
         },
         Op::Conv(_) => match schedule {
-            Schedule::Wide(schedule) => wide::lower(spec, constants, machine(target), schedule),
-            Schedule::Winograd(schedule) => wide::winograd::lower(spec, constants, machine(target), schedule),
-            Schedule::Strassen(schedule) => wide::strassen::lower(spec, constants, machine(target), schedule),
-            schedule => conv::lower(spec, constants, target, schedule),
+            Schedule::Wide(schedule) => wide::lower(spec, constants, machine(target), schedule, dst),
+            Schedule::Winograd(schedule) => wide::winograd::lower(spec, constants, machine(target), schedule, dst),
+            Schedule::Strassen(schedule) => wide::strassen::lower(spec, constants, machine(target), schedule, dst),
+            schedule => conv::lower(spec, constants, target, schedule, dst),
         },
         Op::MaxPool(_) | Op::SumPool(_) => match schedule {
-            Schedule::Assembled => wide::pool::lower(spec, constants, machine(target)),
-            _ => pool::lower(spec, constants),
+            Schedule::Assembled => wide::pool::lower(spec, constants, machine(target), dst),
+            _ => pool::lower(spec, constants, dst),
         },
         Op::Requant(_) | Op::Add(_) | Op::Clamp(_) => match schedule {
-            Schedule::Assembled => wide::pointwise::lower(spec, constants, machine(target)),
-            _ => pointwise::lower(spec, constants),
+            Schedule::Assembled => wide::pointwise::lower(spec, constants, machine(target), dst),
+            _ => pointwise::lower(spec, constants, dst),
         },
         op => Err(Unsupported::new(format!("a kernel starting with `{}`", op.name()))),
     }

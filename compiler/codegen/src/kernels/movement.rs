@@ -4,22 +4,23 @@ use cranelift_codegen::ir::{Value, types};
 use hawqc_ir::{Arg, Elem, KernelSpec, Op, TensorType, Transpose};
 
 use super::emit::Code;
-use super::{Body, Frame, Lowered};
+use super::{Body, Frame, Lowered, Placement};
 use crate::error::Unsupported;
 
-pub(super) fn lower(spec: &KernelSpec) -> Result<Lowered, Unsupported> {
+pub(super) fn lower(spec: &KernelSpec, placement: &Placement) -> Result<Lowered, Unsupported> {
     let step = &spec.steps()[0];
     let operand = |arg: &Arg| match arg {
         Arg::Operand(i) => Ok(*i),
         Arg::Step(_) => Err(Unsupported::new("data movement of a step")),
     };
-    let operands = step.args.iter().map(operand).collect::<Result<Vec<usize>, _>>()?;
+    let mut operands = step.args.iter().map(operand).collect::<Result<Vec<usize>, _>>()?;
     let types: Vec<&TensorType> = operands.iter().map(|&i| &spec.operands()[i]).collect();
     let (body, units): (Box<dyn Body>, usize) = match &step.op {
         Op::Concat(op) => {
-            let block = |ty: &TensorType| ty.shape[op.axis..].iter().product::<usize>() * ty.elem.bytes();
-            let outer = step.ty.shape[..op.axis].iter().product();
-            (Box::new(Concat { outer, blocks: types.into_iter().map(block).collect() }), outer)
+            let concat = Concat::new(op.axis, (&operands, &types), &step.ty, placement);
+            operands.retain(|operand| !placement.written.contains(operand));
+            let outer = concat.outer;
+            (Box::new(concat), outer)
         }
         Op::Pad(op) => {
             let ([n, h, w, c], [_, oh, ow, _]) = (types[0].nhwc()?, step.ty.nhwc()?);
@@ -52,7 +53,7 @@ pub(super) fn lower(spec: &KernelSpec) -> Result<Lowered, Unsupported> {
         body,
         operands,
         tables: Vec::new(),
-        forms: String::new(),
+        forms: if placement.written.is_empty() { String::new() } else { format!("without {:?}", placement.written) },
         proof: String::new(),
         leaves: Vec::new(),
         scratch_bytes: 0,
@@ -63,22 +64,44 @@ pub(super) fn lower(spec: &KernelSpec) -> Result<Lowered, Unsupported> {
     })
 }
 
-/// For each of `outer` steps, the next block of bytes of every operand.
+/// For each of `outer` steps, the next block of bytes of every operand that is not in the result already.
 struct Concat {
     outer: usize,
-    blocks: Vec<usize>,
+    /// Bytes from a step's blocks to the next one's.
+    pitch: usize,
+    /// In the order of the operands: where in a step's blocks, and how many bytes.
+    blocks: Vec<[usize; 2]>,
+}
+
+impl Concat {
+    fn new(
+        axis: usize,
+        (operands, types): (&[usize], &[&TensorType]),
+        out: &TensorType,
+        placement: &Placement,
+    ) -> Concat {
+        let block = |ty: &TensorType| ty.shape[axis..].iter().product::<usize>() * ty.elem.bytes();
+        let (mut blocks, mut at) = (Vec::new(), 0);
+        for (operand, ty) in operands.iter().zip(types) {
+            if !placement.written.contains(operand) {
+                blocks.push([at, block(ty)]);
+            }
+            at += block(ty);
+        }
+        // Pixels lie apart only where they are joined.
+        let pitch = if axis + 1 == out.rank() { placement.dst.pixel_bytes() } else { block(out) };
+        Concat { outer: out.shape[..axis].iter().product(), pitch, blocks }
+    }
 }
 
 impl Body for Concat {
     fn emit(&self, c: &mut Code, frame: &Frame) -> Result<(), Unsupported> {
         let outer = c.int(self.outer);
-        let whole: usize = self.blocks.iter().sum();
         c.range(frame.task, outer, frame.tasks, |c, step| {
-            let mut to = c.offset(frame.dst, step, whole);
-            for (&bytes, &src) in self.blocks.iter().zip(&frame.operands) {
-                let from = c.offset(src, step, bytes);
+            let whole = c.offset(frame.dst, step, self.pitch);
+            for (&[at, bytes], &src) in self.blocks.iter().zip(&frame.operands) {
+                let (to, from) = (c.add_int(whole, at), c.offset(src, step, bytes));
                 c.copy(to, from, bytes);
-                to = c.add_int(to, bytes);
             }
         });
         Ok(())

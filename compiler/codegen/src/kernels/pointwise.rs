@@ -1,27 +1,28 @@
 //! Pointwise steps alone, over one or more operands of the result's shape.
 
-use hawqc_ir::{Elem, KernelSpec, Tensor};
+use hawqc_ir::{KernelSpec, Tensor};
 
 use super::emit::Code;
 use super::epilogue::{Epilogue, Slots};
 use super::rows::Rows;
-use super::{Body, Frame, Lowered};
+use super::{Body, Dst, Frame, Lowered};
 use crate::error::Unsupported;
 
 struct Pointwise {
     rows: Rows,
     epilogue: Epilogue,
-    dst: Elem,
+    dst: Dst,
 }
 
-pub(super) fn lower(spec: &KernelSpec, constants: &[Option<&Tensor>]) -> Result<Lowered, Unsupported> {
+pub(super) fn lower(spec: &KernelSpec, constants: &[Option<&Tensor>], mut dst: Dst) -> Result<Lowered, Unsupported> {
     let (epilogue, tables) = Epilogue::new(spec, 0, constants, Slots { operand: 0, table: 0, order: None })?;
     let out = spec.result();
     let mut channels = out.shape.last().copied().unwrap_or(1);
-    if epilogue.is_uniform() {
+    if epilogue.is_uniform() && dst.pitch == channels {
         // The shape does not matter, so rows are made long.
         let fitting = [4096, 1024, 256, 64, 16].into_iter().find(|&n| out.elements().is_multiple_of(n));
         channels = fitting.unwrap_or(if out.elements() < 4096 { out.elements() } else { channels });
+        dst.pitch = channels;
     }
     let image = out.nhwc().map_or(1, |[_, h, w, _]| h * w);
     let rows = Rows { pixels: out.elements() / channels, channels, image, cost: spec.steps().len() };
@@ -37,16 +38,15 @@ pub(super) fn lower(spec: &KernelSpec, constants: &[Option<&Tensor>]) -> Result<
         work: rows.work(),
         macs: 0,
         is_border: false,
-        body: Box::new(Pointwise { rows, epilogue, dst: out.elem }),
+        body: Box::new(Pointwise { rows, epilogue, dst }),
     })
 }
 
 impl Body for Pointwise {
     fn emit(&self, c: &mut Code, frame: &Frame) -> Result<(), Unsupported> {
-        self.rows.emit(c, frame, self.epilogue.per_pixel(), |c, _, site| {
+        self.rows.emit(c, frame, self.epilogue.per_pixel(), |c, pixel, site| {
             let values = self.epilogue.apply(c, frame, site, Vec::new())?;
-            let dst = c.offset(frame.dst, site.element, self.dst.bytes());
-            c.store_chunk(self.dst, &values, dst, site.lanes);
+            self.dst.store(c, frame.dst, [pixel, site.channel], &values, site.lanes);
             Ok(())
         })
     }

@@ -10,7 +10,7 @@ use super::conv::Geometry;
 use super::emit::{CHUNK, Code, LANES};
 use super::epilogue::{Epilogue, Slots};
 use super::rows::Rows;
-use super::{Body, Frame, Lowered, Table};
+use super::{Body, Dst, Frame, Lowered, Table};
 use crate::error::Unsupported;
 
 enum Fold {
@@ -24,12 +24,12 @@ struct Pool {
     fold: Fold,
     rows: Rows,
     epilogue: Epilogue,
-    dst: Elem,
+    dst: Dst,
 }
 
 const PAD: usize = 0;
 
-pub(super) fn lower(spec: &KernelSpec, constants: &[Option<&Tensor>]) -> Result<Lowered, Unsupported> {
+pub(super) fn lower(spec: &KernelSpec, constants: &[Option<&Tensor>], dst: Dst) -> Result<Lowered, Unsupported> {
     let step = &spec.steps()[0];
     let &[Arg::Operand(src)] = step.args.as_slice() else {
         return Err(Unsupported::new("a pool of other than the kernel's operand"));
@@ -80,7 +80,7 @@ pub(super) fn lower(spec: &KernelSpec, constants: &[Option<&Tensor>]) -> Result<
         work: rows.work(),
         macs: 0,
         is_border: false,
-        body: Box::new(Pool { geometry, fold, rows, epilogue, dst: spec.result().elem }),
+        body: Box::new(Pool { geometry, fold, rows, epilogue, dst }),
     })
 }
 
@@ -102,8 +102,7 @@ impl Body for Pool {
                 |c, _, input, acc| input.iter().zip(acc).map(|(&x, &acc)| self.fold.emit(c, acc, x)).collect(),
             );
             let values = self.epilogue.apply(c, frame, site, values)?;
-            let dst = c.offset(frame.dst, site.element, self.dst.bytes());
-            c.store_chunk(self.dst, &values, dst, site.lanes);
+            self.dst.store(c, frame.dst, [pixel, site.channel], &values, site.lanes);
             Ok(())
         })
     }

@@ -1,5 +1,6 @@
 //! Runs one kernel with its operands against guard pages, and compares with the interpreter: through
-//! the JIT, or, for an x86-64 target that does not run on this machine, linked and in the emulator.
+//! the JIT, or, for an x86-64 target that does not run on this machine, linked and in the emulator. A kernel whose pixels
+//! may lie apart also writes them into a concatenation, between neighbours that must stay as they are.
 
 use std::cell::RefCell;
 use std::ffi::c_void;
@@ -13,6 +14,7 @@ use hawqc_x86_emulator::{Features, Machine};
 use object::read::elf::{ElfFile64, ProgramHeader};
 use object::{Endianness, Object, ObjectSymbol, elf};
 
+use crate::kernels::writes_apart;
 use crate::link::{LinkWith, link};
 use crate::lower::lower;
 use crate::object::{JitCode, jit_module, object_bytes, object_module};
@@ -185,6 +187,15 @@ fn is_emulated(target: &Target) -> bool {
     target.arch() == Arch::X86_64 && (asked || !target.runs_here())
 }
 
+/// A graph to be compiled and run.
+struct Trial {
+    graph: Graph,
+    inputs: Vec<Tensor>,
+    expected: Tensor,
+    /// Of its program.
+    steps: usize,
+}
+
 /// A kernel with its operands.
 #[derive(Clone, Debug)]
 pub struct Case {
@@ -238,21 +249,56 @@ impl Case {
     }
 
     pub fn graph(&self) -> (Graph, Vec<Tensor>) {
-        let mut graph = Graph::new();
-        let mut inputs = Vec::new();
+        let (mut graph, mut inputs) = (Graph::new(), Vec::new());
+        let value = self.add_to(&mut graph, &mut inputs);
+        graph.output("y", value);
+        (graph, inputs)
+    }
+
+    fn add_to(&self, graph: &mut Graph, inputs: &mut Vec<Tensor>) -> ValueId {
         let mut args = Vec::new();
-        for (i, operand) in self.operands.iter().enumerate() {
+        for operand in &self.operands {
             args.push(match operand {
                 Operand::Constant(tensor) => graph.constant(tensor.clone()),
                 Operand::Input(ty, tensor) => {
                     inputs.push(tensor.clone());
-                    graph.input(format!("x{i}"), ty.clone()).unwrap()
+                    graph.input(format!("x{}", inputs.len()), ty.clone()).unwrap()
                 }
             });
         }
-        let value = graph.add(self.name.clone(), Op::Kernel(Arc::new(self.spec())), &args).unwrap();
+        graph.add(self.name.clone(), Op::Kernel(Arc::new(self.spec())), &args).unwrap()
+    }
+
+    /// The kernel alone.
+    fn alone(&self) -> Trial {
+        let (graph, inputs) = self.graph();
+        Trial { graph, inputs, expected: self.expected(), steps: 1 }
+    }
+
+    /// The kernel's result between those of two kernels that run before it, all written where they are joined; `None` where
+    /// pixels cannot lie apart.
+    fn joined(&self) -> Option<Trial> {
+        let spec = self.spec();
+        let out = spec.result();
+        let (true, Some(range)) = (writes_apart(&spec), out.elem.range()) else { return None };
+        let (mut graph, mut inputs, axis) = (Graph::new(), Vec::new(), out.rank() - 1);
+        let neighbours = [3, 5].map(|channels| {
+            let mut shape = out.shape.clone();
+            shape[axis] = channels;
+            let operand = Operand::input(TensorType::with_range(out.elem, shape, range).unwrap(), channels as u64);
+            let clamp = Clamp { lo: range.lo, hi: range.hi, elem: out.elem };
+            let body = vec![(clamp.into(), vec![Arg::Operand(0)])];
+            let neighbour = Case { name: "neighbour".into(), operands: vec![operand], body };
+            (neighbour.add_to(&mut graph, &mut inputs), neighbour.expected())
+        });
+        let [(left, left_value), (right, right_value)] = neighbours;
+        let args = [left, self.add_to(&mut graph, &mut inputs), right];
+        let types = args.iter().map(|&arg| graph.ty(arg).clone()).collect();
+        let concat = KernelSpec::new(types, vec![(Concat { axis }.into(), (0..3).map(Arg::Operand).collect())]).unwrap();
+        let expected = concat.eval(&[&left_value, &self.expected(), &right_value]).unwrap();
+        let value = graph.add("joined", Op::Kernel(Arc::new(concat)), &args).unwrap();
         graph.output("y", value);
-        (graph, inputs)
+        Some(Trial { graph, inputs, expected, steps: 3 })
     }
 
     pub fn expected(&self) -> Tensor {
@@ -286,41 +332,55 @@ impl Case {
 
     /// Checks every given schedule, with the given numbers of tasks, on a target.
     pub fn check(&self, target: &Target, schedules: &[Schedule], threads: &[i64]) {
-        let expected = self.expected();
+        let (alone, joined) = (self.alone(), self.joined());
         for &schedule in schedules {
-            self.check_against(&expected, target, Some(schedule), threads);
+            self.run_trials(&alone, joined.as_ref(), target, Some(schedule), threads);
         }
     }
 
     /// Checks the schedule that is chosen where none is asked for.
     pub fn check_default(&self, target: &Target) {
-        self.check_against(&self.expected(), target, None, &[1, 3]);
+        self.run_trials(&self.alone(), self.joined().as_ref(), target, None, &[1, 3]);
     }
 
-    fn check_against(&self, expected: &Tensor, target: &Target, schedule: Option<Schedule>, threads: &[i64]) {
-        let (graph, inputs) = self.graph();
+    fn run_trials(
+        &self,
+        alone: &Trial,
+        joined: Option<&Trial>,
+        target: &Target,
+        schedule: Option<Schedule>,
+        threads: &[i64],
+    ) {
+        let runs: Vec<(i64, bool)> = threads.iter().flat_map(|&threads| [(threads, true), (threads, false)]).collect();
+        self.run_trial(alone, target, schedule, &runs);
+        if let Some(joined) = joined {
+            self.run_trial(joined, target, schedule, &runs[runs.len() - 1..]);
+        }
+    }
+
+    /// Compiles once and runs with numbers of threads, and with buffers before or behind their guard pages.
+    fn run_trial(&self, trial: &Trial, target: &Target, schedule: Option<Schedule>, runs: &[(i64, bool)]) {
+        let Trial { graph, inputs, expected, steps } = trial;
         let mut options = Options::new(target.clone());
         options.schedules.extend(schedule.map(|schedule| (self.spec(), schedule)));
-        let program = Program::new(&graph, &options).unwrap_or_else(|e| panic!("{}: {e}", self.name));
-        let mut program = program;
+        let mut program = Program::new(graph, &options).unwrap_or_else(|e| panic!("{}: {e}", self.name));
+        assert_eq!(program.steps.len(), *steps, "{}", self.name);
         // Small cases would never be split.
         for step in &mut program.steps {
             let units = program.kernels[step.kernel].lowered.units;
             step.max_tasks = if step.scratch.is_some() { step.max_tasks } else { units.min(64) };
         }
         let code = Code::of(&program, target);
-        for &threads in threads {
-            for at_end in [true, false] {
-                let found = self.run(&code, &program, &inputs, expected, threads, at_end);
-                if found != expected.to_bytes() {
-                    let found = Tensor::from_bytes(expected.elem(), expected.shape(), &found).unwrap();
-                    panic!(
-                        "{} with {} on {target}, {threads} threads:\n{}",
-                        self.name,
-                        program.kernels[0].schedule,
-                        difference(expected, &found)
-                    );
-                }
+        for &(threads, at_end) in runs {
+            let found = self.run(&code, &program, inputs, expected, threads, at_end);
+            if found != expected.to_bytes() {
+                let found = Tensor::from_bytes(expected.elem(), expected.shape(), &found).unwrap();
+                panic!(
+                    "{} on {target}, {threads} threads:\n{}{}",
+                    self.name,
+                    program.schedule_text(),
+                    difference(expected, &found)
+                );
             }
         }
     }
@@ -351,7 +411,7 @@ impl Case {
         };
         code.run(&call, &inputs, &outputs, &arena);
         let output = outputs[0].bytes();
-        if program.steps[0].scratch.is_none() {
+        if program.steps.iter().all(|step| step.scratch.is_none()) {
             let used = output.len();
             assert!(arena.bytes()[used..].iter().all(|&b| b == 0xa5), "{} wrote behind its result", self.name);
         }

@@ -23,7 +23,7 @@ pub use job::{Job, Limit, Progress};
 pub use structure::Structure;
 pub use whole::Whole;
 
-/// The kernels of a fused graph in the order in which they run, with the names of their nodes.
+/// The kernels of a fused graph in order, with the names of their nodes.
 pub fn kernels(graph: &Graph) -> Vec<(&str, &KernelSpec)> {
     let live = graph.live();
     let kernel = |id: hawqc_ir::ValueId| match graph.op(id) {

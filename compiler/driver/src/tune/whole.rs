@@ -4,15 +4,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use hawqc_codegen::Target;
-use hawqc_ir::KernelSpec;
+use hawqc_codegen::{Target, steps};
+use hawqc_ir::{Graph, KernelSpec, Op, ValueId};
 use hawqc_runtime::{Entry, Pool, RunError, Session, Tensor, TensorMut, TensorRef};
 use hawqc_schedules::Schedule;
 use hawqc_schedules::tuning::log::{LayerTimes, Network, Times};
 use hawqc_schedules::tuning::workload;
 
 use super::choices::with_available;
-use super::kernels;
 use crate::compile::load_tuned;
 use crate::error::Error;
 use crate::pipeline::Lowered;
@@ -20,6 +19,8 @@ use crate::pipeline::Lowered;
 /// A network in memory, and the times of its runs.
 pub struct Whole {
     session: Session,
+    /// The kernel of each step.
+    steps: Vec<ValueId>,
     inputs: Vec<Tensor>,
     outputs: Vec<Tensor>,
     /// Whole runs, unobserved.
@@ -44,7 +45,8 @@ impl Whole {
             None => Session::new(model, Some(1))?,
         };
         let outputs = session.new_outputs(Entry::Border).map_err(hawqc_runtime::Error::from)?;
-        Ok(Whole { session, inputs, outputs, totals: Vec::new(), observed: Vec::new() })
+        let steps = steps(lowered.kernels())?;
+        Ok(Whole { session, steps, inputs, outputs, totals: Vec::new(), observed: Vec::new() })
     }
 
     /// Whether two compiled networks consist of the same kernels under the same schedules.
@@ -91,10 +93,20 @@ impl Whole {
         Times::of(&self.totals)
     }
 
-    /// For each workload the time of its steps in each observed run.
+    /// The name and the specification of each step's kernel.
+    fn kernels<'g>(&self, graph: &'g Graph) -> Vec<(&'g str, &'g KernelSpec)> {
+        let kernel = |&id: &ValueId| match graph.op(id) {
+            Op::Kernel(spec) => Some((graph.name(id), spec.as_ref())),
+            _ => None,
+        };
+        self.steps.iter().filter_map(kernel).collect()
+    }
+
+    /// For each workload the time of its steps in each observed run; a concatenation that is written in place has no step and
+    /// takes no time.
     pub fn by_workload(&self, lowered: &Lowered) -> BTreeMap<String, Vec<u64>> {
         let mut found: BTreeMap<String, Vec<u64>> = BTreeMap::new();
-        for (step, (_, spec)) in kernels(lowered.kernels()).into_iter().enumerate() {
+        for (step, (_, spec)) in self.kernels(lowered.kernels()).into_iter().enumerate() {
             let sums = found.entry(workload::text(spec)).or_insert_with(|| vec![0; self.observed.len()]);
             for (sum, run) in sums.iter_mut().zip(&self.observed) {
                 *sum += run.get(step).copied().unwrap_or(0);
@@ -105,7 +117,7 @@ impl Whole {
 
     /// What the log says of this network: the times of the steps of each layer, and of all others.
     pub fn network(&self, lowered: &Lowered, layers: &[String], plan: &str, choices: Vec<String>) -> Network {
-        let steps = layer_steps(&kernels(lowered.kernels()), layers);
+        let steps = layer_steps(&self.kernels(lowered.kernels()), layers);
         let manifest = self.session.model().manifest();
         let layer = |step: &Option<usize>| {
             let times: Vec<u64> = step.map_or(vec![], |s| self.observed.iter().map(|run| run[s]).collect());

@@ -19,7 +19,7 @@ use crate::asm::{Asm, AsmError, Binary, Gpr, Isa, Mem, Shift, Src, V, Widen};
 use crate::error::Unsupported;
 use crate::kernels::conv::Geometry;
 use crate::kernels::emit::Code;
-use crate::kernels::{Body, Frame, Leaf, Lowered, Table};
+use crate::kernels::{Body, Dst, Frame, Leaf, Lowered, Table};
 
 const WEIGHTS: usize = 0;
 const START: usize = 1;
@@ -39,7 +39,7 @@ struct Depthwise {
     /// Whether one instruction multiplies pairs and adds them.
     dot: bool,
     schedule: DepthwiseSchedule,
-    dst: Elem,
+    dst: Dst,
     taps: Taps,
     /// Pixels of each inner kernel, in the order of the leaves; the preparation is the last leaf.
     tiles: Vec<usize>,
@@ -98,6 +98,7 @@ pub(in crate::kernels) fn lower(
     constants: &[Option<&Tensor>],
     machine: Machine,
     schedule: DepthwiseSchedule,
+    dst: Dst,
 ) -> Result<Lowered, Unsupported> {
     let (geometry, [src, wei], bias) = Geometry::of(spec)?;
     let (weights, bias) = Geometry::constants(constants, wei, bias)?;
@@ -112,7 +113,7 @@ pub(in crate::kernels) fn lower(
         isa,
         dot: wide.dot,
         schedule,
-        dst: spec.result().elem,
+        dst,
         taps: Taps::new(&geometry),
         tiles: Vec::new(),
         operand_bytes: epilogue.operand_bytes(),
@@ -242,7 +243,7 @@ impl Depthwise {
         let mut pointers = epilogue.pointers(a, (table, TILE_WORDS), literals);
         let free = self.isa.registers().saturating_sub(mr + epilogue.temporaries());
         let bytes = self.isa.bytes();
-        let pixels = Pixels { dst: self.dst, to: dst, channels: self.geometry.channels, literals };
+        let pixels = Pixels { dst: self.dst, to: dst, literals };
         a.repeat(self.schedule.vectors, |a| {
             let sums = self.products(a, mr, src, weights, start);
             epilogue.hold(a, &mut pointers, Hold::Vector, free);
@@ -251,7 +252,7 @@ impl Depthwise {
             a.add_int(src, self.isa.lanes() * PAIR_BYTES);
             a.add_int(weights, self.vector_bytes());
             a.add_int(start, bytes);
-            a.add_int(dst, self.isa.lanes() * self.dst.bytes());
+            a.add_int(dst, self.isa.lanes() * self.dst.elem.bytes());
             epilogue.advance(a, &pointers);
         });
         asm.finish()
@@ -464,7 +465,7 @@ impl Depthwise {
                     c.offset(src, column, self.geometry.window.stride[1] * self.column_bytes()),
                     weights,
                     c.offset(frame.tables[START], unit.channel, Elem::I32.bytes()),
-                    c.offset(frame.dst, element, self.dst.bytes()),
+                    self.dst.at(c, frame.dst, pixel, unit.channel),
                     frame.tables[LITERALS],
                 ];
                 for (i, &bytes) in self.operand_bytes.iter().enumerate() {

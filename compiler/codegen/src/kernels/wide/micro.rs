@@ -11,13 +11,13 @@
 
 use std::ops::Range;
 
-use hawqc_ir::Elem;
 use hawqc_schedules::{Multiply, Spread};
 
 use super::epilogue::{Hold, WideEpilogue};
 use super::store::store;
 use super::window::Window;
 use crate::asm::{Asm, AsmError, Binary, Gpr, Isa, Mem, Shift, Src, V, Widen};
+use crate::kernels::Dst;
 
 /// Words of the argument's table; the epilogue's operands and tables follow.
 #[derive(Clone, Copy)]
@@ -83,9 +83,17 @@ pub struct Micro<'a> {
     /// Tiles that read the same weights, one after the other.
     pub readers: usize,
     pub epilogue: &'a WideEpilogue,
-    pub dst: Elem,
-    /// Output channels from one pixel of the result to the next.
+    pub dst: Dst,
+    /// Output channels, from one pixel of the epilogue's operands to the next.
     pub channels: usize,
+}
+
+/// A word that leads to values of the tile's pixels and channels.
+pub(super) struct ResultWord {
+    pub word: usize,
+    pub elem_bytes: usize,
+    /// From one pixel to the next.
+    pub pixel_bytes: usize,
 }
 
 /// How far ahead weights are asked for that are read once; hardware stops at the ends of pages.
@@ -242,31 +250,39 @@ impl Micro<'_> {
     fn finish(&self, asm: &mut Asm, table: Gpr, tile: &Tile) {
         let literals = asm.argument(table, Word::Literals as usize);
         let dst = asm.argument(table, Word::Dst as usize);
-        let row_bytes = self.channels * self.dst.bytes();
         let mut pointers = self.epilogue.pointers(asm, (table, FIXED_WORDS), literals);
         let free = self.isa.registers().saturating_sub(tile.acc.len() + self.epilogue.temporaries());
         self.epilogue.hold(asm, &mut pointers, Hold::Uniform, free);
         for (pixel, sums) in tile.acc.chunks(tile.nr).enumerate() {
             let results = self.epilogue.emit(asm, &pointers, pixel, sums);
-            store(asm, self.dst, Mem::at(dst, pixel * row_bytes), &results, (self.epilogue, literals));
+            store(asm, self.dst.elem, Mem::at(dst, pixel * self.dst.pixel_bytes()), &results, (self.epilogue, literals));
         }
     }
 
     /// Asks for what the epilogue will touch. From one pixel to the next it is too far for the hardware to guess.
     pub(super) fn prefetch_results(&self, asm: &mut Asm, table: Gpr, pixels: Range<usize>, nr: usize) {
-        for (word, bytes) in self.result_words() {
+        for ResultWord { word, elem_bytes, pixel_bytes } in self.result_words() {
             let first = asm.argument(table, word);
             for pixel in pixels.clone() {
-                let of_pixel = (0..nr * self.isa.lanes() * bytes).step_by(CACHE_LINE);
-                of_pixel.for_each(|at| asm.prefetch(Mem::at(first, pixel * self.channels * bytes + at)));
+                let of_pixel = (0..nr * self.isa.lanes() * elem_bytes).step_by(CACHE_LINE);
+                of_pixel.for_each(|at| asm.prefetch(Mem::at(first, pixel * pixel_bytes + at)));
             }
         }
     }
 
-    /// The words that lead to results and to what is combined with them, and the bytes of an element.
-    pub(super) fn result_words(&self) -> Vec<(usize, usize)> {
-        let operands = self.epilogue.operand_bytes().into_iter().enumerate().map(|(i, bytes)| (FIXED_WORDS + i, bytes));
-        operands.chain([(Word::Dst as usize, self.dst.bytes())]).collect()
+    /// The words that lead to results and to what is combined with them.
+    pub(super) fn result_words(&self) -> Vec<ResultWord> {
+        let operand = |(i, elem_bytes): (usize, usize)| ResultWord {
+            word: FIXED_WORDS + i,
+            elem_bytes,
+            pixel_bytes: self.channels * elem_bytes,
+        };
+        let dst = ResultWord {
+            word: Word::Dst as usize,
+            elem_bytes: self.dst.elem.bytes(),
+            pixel_bytes: self.dst.pixel_bytes(),
+        };
+        self.epilogue.operand_bytes().into_iter().enumerate().map(operand).chain([dst]).collect()
     }
 
     /// Whether one instruction forms and sums products.

@@ -31,7 +31,7 @@ use hawqc_schedules::{ConvGeometry, Machine, Multiply, Sections, UNPACKING_PIXEL
 
 use super::conv::Geometry;
 use super::emit::Code;
-use super::{Body, Frame, Leaf, Lowered, Table};
+use super::{Body, Dst, Frame, Leaf, Lowered, Table};
 use crate::asm::{AsmError, Isa};
 use crate::error::Unsupported;
 use epilogue::WideEpilogue;
@@ -57,7 +57,7 @@ struct Wide {
     schedule: WideSchedule,
     sections: Sections,
     source: Source,
-    dst: Elem,
+    dst: Dst,
     /// Vectors of weights of a channel block's vector: runs times steps.
     depth: usize,
     load: Load,
@@ -83,6 +83,7 @@ pub(super) fn lower(
     constants: &[Option<&Tensor>],
     machine: Machine,
     schedule: WideSchedule,
+    dst: Dst,
 ) -> Result<Lowered, Unsupported> {
     let (geometry, [src, wei], bias) = Geometry::of(spec)?;
     let (weights, bias) = Geometry::constants(constants, wei, bias)?;
@@ -119,7 +120,7 @@ pub(super) fn lower(
         isa,
         schedule,
         sections,
-        dst: spec.result().elem,
+        dst,
         depth: run_offsets.len() * steps,
         load,
         expands,
@@ -156,7 +157,7 @@ pub(super) fn lower(
         window,
         readers: wide.readers(),
         epilogue: &epilogue,
-        dst: wide.dst,
+        dst,
         channels: geometry.channels_out(),
     };
     let leaves = wide.leaves(&micro, &epilogue).map_err(|e| Unsupported::new(e.to_string()))?;
@@ -557,7 +558,7 @@ impl Wide {
         words[Word::Src as usize] = unit.src;
         words[Word::Weights as usize] = weights;
         words[Word::Start as usize] = c.offset(frame.tables[START], block, block_vectors * self.isa.bytes());
-        words[Word::Dst as usize] = c.offset(frame.dst, element, self.dst.bytes());
+        words[Word::Dst as usize] = self.dst.at(c, frame.dst, in_result, channel);
         words[Word::Runs as usize] = frame.tables[RUNS];
         words[Word::Literals as usize] = frame.tables[LITERALS];
         words[Word::Ahead as usize] = ahead;

@@ -3,7 +3,7 @@
 //! A unit of work is a pixel, or where all elements are treated alike any part of the result.
 
 use cranelift_codegen::ir::Value;
-use hawqc_ir::{Elem, KernelSpec, Tensor};
+use hawqc_ir::{KernelSpec, Tensor};
 use hawqc_schedules::Machine;
 
 use super::epilogue::{Hold, WideEpilogue};
@@ -12,7 +12,7 @@ use super::{call, isa_for};
 use crate::asm::{Asm, AsmError, Isa, Mem};
 use crate::error::Unsupported;
 use crate::kernels::emit::Code;
-use crate::kernels::{Body, Frame, Leaf, Lowered};
+use crate::kernels::{Body, Dst, Frame, Leaf, Lowered};
 
 const LITERALS: usize = 0;
 const FIRST_EPILOGUE_TABLE: usize = 1;
@@ -27,7 +27,8 @@ struct Pointwise {
     units: usize,
     /// Elements of a unit.
     row: usize,
-    dst: Elem,
+    /// Bytes from a unit's results to the next one's.
+    dst_bytes: usize,
     operand_bytes: Vec<usize>,
     table_strides: Vec<usize>,
 }
@@ -36,6 +37,7 @@ pub(in crate::kernels) fn lower(
     spec: &KernelSpec,
     constants: &[Option<&Tensor>],
     machine: Machine,
+    dst: Dst,
 ) -> Result<Lowered, Unsupported> {
     let out = spec.result();
     let channels = out.shape.last().copied().unwrap_or(1);
@@ -45,17 +47,19 @@ pub(in crate::kernels) fn lower(
     let is_uniform = table_strides.iter().all(|&stride| stride == 0);
     let vectors_all = out.elements() / isa.lanes();
     let fitting = || (1..=UNIT_VECTORS).rev().find(|v| vectors_all.is_multiple_of(*v)).unwrap_or(1);
-    let vectors = if is_uniform { fitting() } else { channels / isa.lanes() };
+    let is_dense = dst.pitch == channels;
+    let vectors = if is_uniform && is_dense { fitting() } else { channels / isa.lanes() };
+    let row = vectors * isa.lanes();
     let pointwise = Pointwise {
         units: vectors_all / vectors,
-        row: vectors * isa.lanes(),
-        dst: out.elem,
+        row,
+        dst_bytes: if is_dense { row * dst.elem.bytes() } else { dst.pixel_bytes() },
         operand_bytes: epilogue.operand_bytes(),
         table_strides,
     };
     let mut tables = vec![epilogue.literal_table(isa)];
     tables.extend(requant_tables);
-    let code = assemble(isa, &epilogue, out.elem, vectors).map_err(|e| Unsupported::new(e.to_string()))?;
+    let code = assemble(isa, &epilogue, dst, vectors).map_err(|e| Unsupported::new(e.to_string()))?;
     Ok(Lowered {
         family: "wide_pointwise",
         operands: epilogue.operands(),
@@ -73,7 +77,7 @@ pub(in crate::kernels) fn lower(
 }
 
 /// The steps for `vectors` vectors. Its table: the result, the literals, then the epilogue's.
-fn assemble(isa: Isa, epilogue: &WideEpilogue, dst: Elem, vectors: usize) -> Result<Vec<u8>, AsmError> {
+fn assemble(isa: Isa, epilogue: &WideEpilogue, dst: Dst, vectors: usize) -> Result<Vec<u8>, AsmError> {
     let (mut asm, table) = Asm::new(isa);
     let a = &mut asm;
     a.set_even_mask();
@@ -83,8 +87,8 @@ fn assemble(isa: Isa, epilogue: &WideEpilogue, dst: Elem, vectors: usize) -> Res
     epilogue.hold(a, &mut pointers, Hold::Uniform, free);
     let round = |a: &mut Asm, count: usize| {
         let results = epilogue.emit_values(a, &pointers, count);
-        store(a, dst, Mem::at(to, 0), &results, (epilogue, literals));
-        a.add_int(to, count * isa.lanes() * dst.bytes());
+        store(a, dst.elem, Mem::at(to, 0), &results, (epilogue, literals));
+        a.add_int(to, count * isa.lanes() * dst.elem.bytes());
         epilogue.advance_by(a, &pointers, count);
     };
     if vectors / UNROLL > 0 {
@@ -104,7 +108,7 @@ impl Body for Pointwise {
         let units = c.int(self.units);
         c.range(frame.task, units, frame.tasks, |c, unit| {
             let element = c.mul_int(unit, self.row);
-            let mut words: Vec<Value> = vec![c.offset(frame.dst, element, self.dst.bytes()), frame.tables[LITERALS]];
+            let mut words: Vec<Value> = vec![c.offset(frame.dst, unit, self.dst_bytes), frame.tables[LITERALS]];
             for (&operand, &bytes) in frame.operands.iter().zip(&self.operand_bytes) {
                 words.push(c.offset(operand, element, bytes));
             }

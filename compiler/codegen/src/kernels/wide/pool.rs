@@ -15,7 +15,7 @@ use super::{call, isa_for};
 use crate::asm::{Asm, AsmError, Binary, Gpr, Isa, Mem, V};
 use crate::error::Unsupported;
 use crate::kernels::emit::Code;
-use crate::kernels::{Body, Frame, Leaf, Lowered, Table};
+use crate::kernels::{Body, Dst, Frame, Leaf, Lowered, Table};
 
 const PAD: usize = 0;
 const LITERALS: usize = 1;
@@ -45,7 +45,7 @@ struct Pool {
     out: [usize; 2],
     channels: usize,
     src: Elem,
-    dst: Elem,
+    dst: Dst,
     /// Whether results are elements as they are in scratch memory.
     plain: bool,
     operand_bytes: Vec<usize>,
@@ -56,6 +56,7 @@ pub(in crate::kernels) fn lower(
     spec: &KernelSpec,
     constants: &[Option<&Tensor>],
     machine: Machine,
+    dst: Dst,
 ) -> Result<Lowered, Unsupported> {
     let step = &spec.steps()[0];
     let &[Arg::Operand(src)] = step.args.as_slice() else {
@@ -83,7 +84,7 @@ pub(in crate::kernels) fn lower(
         out: [oh, ow],
         channels,
         src: ty.elem,
-        dst: spec.result().elem,
+        dst,
         plain: false,
         operand_bytes: epilogue.operand_bytes(),
         table_strides: epilogue.table_strides(isa),
@@ -228,7 +229,7 @@ impl Pool {
                 let max = a.vec();
                 a.load(max, tap(0));
                 (1..self.window.kernel[1]).for_each(|kx| a.binary(self.max(), max, max, tap(kx)));
-                a.store(Mem::at(dst, pixel * row + at), max);
+                a.store(Mem::at(dst, pixel * self.dst.pixel_bytes() + at), max);
             }
         };
         if !row.is_multiple_of(bytes) {
@@ -260,16 +261,11 @@ impl Pool {
             let sums: Vec<V> = (0..pixels).map(|pixel| self.fold_window(a, epilogue, literals, src, pixel)).collect();
             for (pixel, &sum) in sums.iter().enumerate() {
                 let results = epilogue.emit(a, &pointers, pixel, &[sum]);
-                store(
-                    a,
-                    self.dst,
-                    Mem::at(dst, pixel * self.channels * self.dst.bytes()),
-                    &results,
-                    (epilogue, literals),
-                );
+                let to = Mem::at(dst, pixel * self.dst.pixel_bytes());
+                store(a, self.dst.elem, to, &results, (epilogue, literals));
             }
             a.add_int(src, lanes * self.folded_bytes());
-            a.add_int(dst, lanes * self.dst.bytes());
+            a.add_int(dst, lanes * self.dst.elem.bytes());
             epilogue.advance(a, &pointers);
         });
         asm.finish()
@@ -369,7 +365,7 @@ impl Pool {
         let element = c.mul_int(pixel, self.channels);
         let mut words = vec![
             c.offset(frame.scratch, column, self.window.stride[1] * self.column_bytes()),
-            c.offset(frame.dst, element, self.dst.bytes()),
+            c.offset(frame.dst, pixel, self.dst.pixel_bytes()),
         ];
         if !self.plain {
             words.push(frame.tables[LITERALS]);

@@ -18,7 +18,7 @@ use super::{call, distance, ints};
 use crate::asm::{AsmError, Isa};
 use crate::error::Unsupported;
 use crate::kernels::emit::Code;
-use crate::kernels::{Frame, Leaf, Table};
+use crate::kernels::{Dst, Frame, Leaf, Table};
 
 /// The first tables of such a kernel.
 const WEIGHTS: usize = 0;
@@ -179,7 +179,7 @@ impl Positions {
                 window,
                 readers: self.readers(),
                 epilogue: none,
-                dst: Elem::I32,
+                dst: Dst { elem: Elem::I32, pitch: self.nr * self.isa.lanes() },
                 channels: self.nr * self.isa.lanes(),
             };
             for &size in &sizes {

@@ -10,7 +10,7 @@
 
 use hawqc_schedules::OVERLAP_STEPS;
 
-use super::micro::{FIXED_WORDS, Micro, Tile, TileCode, UNROLL, Word, begin_run};
+use super::micro::{FIXED_WORDS, Micro, ResultWord, Tile, TileCode, UNROLL, Word, begin_run};
 use super::store::store;
 use crate::asm::{Asm, AsmError, Gpr, Mem};
 
@@ -101,8 +101,8 @@ impl Micro<'_> {
 
     /// The words of results move on by `pixels` pixels.
     fn next_results(&self, asm: &mut Asm, table: Gpr, pixels: usize) {
-        for (word, bytes) in self.result_words() {
-            asm.add_to_word(Mem::word(table, word), pixels * self.channels * bytes);
+        for ResultWord { word, pixel_bytes, .. } in self.result_words() {
+            asm.add_to_word(Mem::word(table, word), pixels * pixel_bytes);
         }
     }
 
@@ -140,7 +140,7 @@ impl Micro<'_> {
         let pointers = self.epilogue.pointers(asm, (table, FIXED_WORDS), literals);
         let results = self.epilogue.emit_loading(asm, &pointers, nr, sums);
         let dst = asm.argument(table, Word::Dst as usize);
-        store(asm, self.dst, Mem::at(dst, 0), &results, (self.epilogue, literals));
+        store(asm, self.dst.elem, Mem::at(dst, 0), &results, (self.epilogue, literals));
         self.next_results(asm, table, 1);
     }
 }

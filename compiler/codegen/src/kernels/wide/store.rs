@@ -6,6 +6,7 @@ use hawqc_ir::Elem;
 
 use super::epilogue::{Pointers, WideEpilogue, pack_orders_at};
 use crate::asm::{Asm, Gpr, Mem, V};
+use crate::kernels::Dst;
 
 /// Stores the results of an epilogue for one pixel, narrowed with saturation.
 pub fn store(asm: &mut Asm, dst: Elem, to: Mem, mut vectors: &[V], (epilogue, literals): (&WideEpilogue, Gpr)) {
@@ -47,32 +48,30 @@ pub fn store(asm: &mut Asm, dst: Elem, to: Mem, mut vectors: &[V], (epilogue, li
 /// Where the results of consecutive pixels go.
 #[derive(Clone, Copy)]
 pub struct Pixels {
-    pub dst: Elem,
+    pub dst: Dst,
     /// The first pixel's.
     pub to: Gpr,
-    /// From one pixel to the next.
-    pub channels: usize,
     pub literals: Gpr,
 }
 
 impl Pixels {
-    fn at(&self, pixel: usize) -> Mem {
-        Mem::at(self.to, pixel * self.channels * self.dst.bytes())
+    pub fn at(&self, pixel: usize) -> Mem {
+        Mem::at(self.to, pixel * self.dst.pixel_bytes())
     }
 
     /// The epilogue on the sums of a vector of channels of some pixels, given by number, and their results stored.
     pub fn finish(&self, asm: &mut Asm, epilogue: &WideEpilogue, pointers: &Pointers, sums: &[(usize, V)]) {
-        let (fours, rest) = if self.dst.bytes() == 1 { sums.as_chunks::<4>() } else { (&[][..], sums) };
+        let (fours, rest) = if self.dst.elem.bytes() == 1 { sums.as_chunks::<4>() } else { (&[][..], sums) };
         for four in fours {
             let results = four.map(|(pixel, sum)| epilogue.emit_packed(asm, pointers, pixel, sum));
             let to = four.map(|(pixel, _)| self.at(pixel));
             let limits = epilogue.byte_limits_at(asm.isa, self.literals);
             let order = pack_orders_at(asm.isa, self.literals).map(|[order, _]| order);
-            asm.store_bytes_apart(to, results, self.dst.is_signed(), order, limits);
+            asm.store_bytes_apart(to, results, self.dst.elem.is_signed(), order, limits);
         }
         for &(pixel, sum) in rest {
             let results = epilogue.emit(asm, pointers, pixel, &[sum]);
-            store(asm, self.dst, self.at(pixel), &results, (epilogue, self.literals));
+            store(asm, self.dst.elem, self.at(pixel), &results, (epilogue, self.literals));
         }
     }
 }

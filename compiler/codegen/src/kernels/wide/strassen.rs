@@ -9,7 +9,7 @@
 //! ([`hawqc_schedules::strassen`]); a layer whose do not is refused, and another schedule serves.
 
 use cranelift_codegen::ir::{FuncRef, Value};
-use hawqc_ir::{Elem, KernelSpec, Tensor};
+use hawqc_ir::{KernelSpec, Tensor};
 use hawqc_schedules::strassen::{INPUTS, Levels, OUTPUTS, Sum, prove};
 use hawqc_schedules::{ConvGeometry, Machine, Multiply, StrassenSchedule};
 
@@ -22,7 +22,7 @@ use crate::asm::{Asm, AsmError, Binary, Isa, Mem, V};
 use crate::error::Unsupported;
 use crate::kernels::conv::Geometry;
 use crate::kernels::emit::Code;
-use crate::kernels::{Body, Frame, Leaf, Lowered};
+use crate::kernels::{Body, Dst, Frame, Leaf, Lowered};
 
 /// Words of the output leaf's table before the epilogue's: the tile's sums, its first output, the number of vectors of
 /// channels, the literals.
@@ -35,7 +35,7 @@ struct Strassen {
     levels: Levels,
     /// What makes each position's inputs unsigned.
     offsets: Vec<i64>,
-    dst: Elem,
+    dst: Dst,
     positions: Positions,
     /// Pixels of each output leaf, behind the products'; the input leaves follow in the same order.
     valid: Vec<usize>,
@@ -48,6 +48,7 @@ pub fn lower(
     constants: &[Option<&Tensor>],
     machine: Machine,
     schedule: StrassenSchedule,
+    dst: Dst,
 ) -> Result<Lowered, Unsupported> {
     let (geometry, [src, wei], bias) = Geometry::of(spec)?;
     let (weights, bias) = Geometry::constants(constants, wei, bias)?;
@@ -88,7 +89,7 @@ pub fn lower(
         schedule,
         levels,
         offsets: operands.offsets.clone(),
-        dst: spec.result().elem,
+        dst,
         positions,
         valid: Vec::new(),
         operand_bytes: epilogue.operand_bytes(),
@@ -220,7 +221,6 @@ impl Strassen {
         let sums = self.parts() * self.parts();
         let free = self.isa.registers().saturating_sub(2 * sums + epilogue.temporaries());
         epilogue.hold(a, &mut pointers, Hold::Uniform, free);
-        let channels = self.geometry.channels_out();
         a.repeat_down(vectors, |a| {
             let values = combine(a, self.levels.0, &|position| Mem::at(from, position * self.positions.sums_bytes()));
             for (block, value) in values.into_iter().enumerate() {
@@ -229,11 +229,11 @@ impl Strassen {
                     continue;
                 }
                 let result = epilogue.emit_one(a, &pointers, pixel, part * self.positions.vectors(), value);
-                let element = pixel * channels + part * self.part_out();
-                store(a, self.dst, Mem::at(to, element * self.dst.bytes()), &[result], (epilogue, literals));
+                let at = pixel * self.dst.pixel_bytes() + part * self.part_out() * self.dst.elem.bytes();
+                store(a, self.dst.elem, Mem::at(to, at), &[result], (epilogue, literals));
             }
             a.add_int(from, self.isa.bytes());
-            a.add_int(to, self.isa.lanes() * self.dst.bytes());
+            a.add_int(to, self.isa.lanes() * self.dst.elem.bytes());
             epilogue.advance(a, &pointers);
         });
         asm.finish()
@@ -409,8 +409,9 @@ impl Strassen {
         self.every_tile(c, frame, unit, self.positions.products.len(), |c, tile, leaf| {
             let sums = c.offset(unit.sums, tile, self.positions.tile_sum_bytes());
             let tile = c.add(unit.first_tile, tile);
-            let element = c.offset(channel, tile, self.parts() * self.geometry.channels_out());
-            let to = c.offset(frame.dst, element, self.dst.bytes());
+            let pixel = c.mul_int(tile, self.parts());
+            let element = c.offset(channel, pixel, self.geometry.channels_out());
+            let to = self.dst.at(c, frame.dst, pixel, channel);
             let mut words = vec![sums, to, count, frame.tables[LITERALS]];
             for (i, &bytes) in self.operand_bytes.iter().enumerate() {
                 words.push(c.offset(frame.operands[1 + i], element, bytes));

@@ -5,12 +5,12 @@
 //! the frame, then one of every row; one of inputs is that of every piece of a filter. Inputs are lanes of 8 or 16 bits, sums of 32; all may wrap, see
 //! [`hawqc_schedules::winograd`].
 
-use hawqc_ir::Elem;
 use hawqc_schedules::winograd::{Filter, Lane, Op, Piece, Program, Winograd2d};
 
 use super::epilogue::{Hold, WideEpilogue, splat_byte};
 use super::store::Pixels;
 use crate::asm::{Asm, AsmError, Binary, Gpr, Isa, Mem, Shift, V};
+use crate::kernels::Dst;
 
 /// Words of [`assemble_output`]'s table before the epilogue's: the tile's sums, its first output, the number of
 /// vectors of channels, the literals.
@@ -308,9 +308,8 @@ pub fn assemble_input(
 
 /// What an output transform writes.
 pub struct Outputs {
-    pub dst: Elem,
-    /// Output channels of a pixel, and pixels of a row.
-    pub channels: usize,
+    pub dst: Dst,
+    /// Pixels of a row.
     pub columns: usize,
     /// Where every sum is, in bytes.
     pub sums: Vec<usize>,
@@ -337,10 +336,10 @@ pub fn assemble_output(
         asm.set_even_mask();
         let [from, to, vectors, literals] = [0, 1, 2, 3].map(|word| asm.argument(table, word));
         let mut pointers = epilogue.pointers(&mut asm, (table, OUTPUT_WORDS), literals);
-        let pixels = Pixels { dst: outputs.dst, to, channels: outputs.channels, literals };
+        let pixels = Pixels { dst: outputs.dst, to, literals };
         let pixel = |i: usize, j: usize| i * outputs.columns + j;
         for (i, j) in (0..rows).flat_map(|i| (0..columns).map(move |j| (i, j))) {
-            asm.prefetch(Mem::at(to, pixel(i, j) * outputs.channels * outputs.dst.bytes()));
+            asm.prefetch(pixels.at(pixel(i, j)));
         }
         let constants = match keep {
             Keep::Registers { constants, .. } => constants,
@@ -370,7 +369,7 @@ pub fn assemble_output(
                 }
             }
             a.add_int(from, isa.bytes());
-            a.add_int(to, isa.lanes() * outputs.dst.bytes());
+            a.add_int(to, isa.lanes() * outputs.dst.elem.bytes());
             epilogue.advance(a, &pointers);
         });
         asm.finish()

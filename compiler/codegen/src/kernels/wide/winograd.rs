@@ -9,7 +9,7 @@
 //! cannot is refused, and another schedule serves.
 
 use cranelift_codegen::ir::{FuncRef, Value};
-use hawqc_ir::{Elem, KernelSpec, Range, Tensor};
+use hawqc_ir::{KernelSpec, Range, Tensor};
 use hawqc_schedules::winograd::{Kernel, Layer, Proof, Winograd2d, prove};
 use hawqc_schedules::{ConvGeometry, Machine, Multiply, WinogradSchedule};
 
@@ -23,7 +23,7 @@ use crate::asm::{AsmError, Isa};
 use crate::error::Unsupported;
 use crate::kernels::conv::Geometry;
 use crate::kernels::emit::Code;
-use crate::kernels::{Body, Frame, Leaf, Lowered};
+use crate::kernels::{Body, Dst, Frame, Leaf, Lowered};
 
 struct Winograd {
     /// What makes each position's transformed inputs unsigned, in lanes of 8 bits.
@@ -35,7 +35,7 @@ struct Winograd {
     source: Source,
     order: Order,
     positions: Positions,
-    dst: Elem,
+    dst: Dst,
     /// Rows and columns in the result of each output transform, the leaves behind the products'; the input transform is last.
     outputs: Vec<[usize; 2]>,
     operand_bytes: Vec<usize>,
@@ -47,6 +47,7 @@ pub fn lower(
     constants: &[Option<&Tensor>],
     machine: Machine,
     schedule: WinogradSchedule,
+    dst: Dst,
 ) -> Result<Lowered, Unsupported> {
     let (geometry, [src, wei], bias) = Geometry::of(spec)?;
     let (weights, bias) = Geometry::constants(constants, wei, bias)?;
@@ -107,7 +108,7 @@ pub fn lower(
         source,
         order,
         positions,
-        dst: spec.result().elem,
+        dst,
         outputs: Vec::new(),
         operand_bytes: epilogue.operand_bytes(),
         table_strides: epilogue.table_strides(isa),
@@ -217,7 +218,6 @@ impl Winograd {
             for columns in [m[1], rests[1]].into_iter().filter(|&r| r > 0) {
                 let outputs = Outputs {
                     dst: self.dst,
-                    channels: self.geometry.channels_out(),
                     columns: self.geometry.out[1],
                     sums: bytes(self.order.sum_places(), self.positions.sums_bytes()),
                     valid: [rows, columns],
@@ -402,7 +402,7 @@ impl Winograd {
         let pixel = c.offset(x, y, width);
         let channel = c.mul_int(block, self.schedule.nr * self.isa.lanes());
         let element = c.offset(channel, pixel, self.geometry.channels_out());
-        let to = c.offset(frame.dst, element, self.dst.bytes());
+        let to = self.dst.at(c, frame.dst, pixel, channel);
         let count = c.int(vectors);
         let mut words = vec![sums, to, count, frame.tables[LITERALS]];
         for (i, &bytes) in self.operand_bytes.iter().enumerate() {
