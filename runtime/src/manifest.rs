@@ -295,9 +295,8 @@ impl ValueDesc {
         let bytes = check_shape(&self.name, self.elem, &self.shape)? * self.elem.size_bytes();
         let [row, pitch] = self.row_bytes();
         let gaps = (bytes / row.max(1)).saturating_sub(1);
-        let end = pitch
-            .checked_sub(row)
-            .and_then(|gap| gap.checked_mul(gaps)?.checked_add(bytes)?.checked_add(self.offset));
+        let end =
+            pitch.checked_sub(row).and_then(|gap| gap.checked_mul(gaps)?.checked_add(bytes)?.checked_add(self.offset));
         let inside = end.is_some_and(|end| end <= arena_bytes);
         if inside && self.offset.is_multiple_of(self.elem.size_bytes()) {
             return Ok(());

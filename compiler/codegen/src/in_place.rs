@@ -51,11 +51,13 @@ impl InPlace {
             let home = all.home(graph, value);
             let args = graph.args(value);
             let mut before = 0;
-            for (operand, block) in concat.operands {
+            for &(operand, block) in &concat.operands {
                 let part = args[operand];
+                let is_joined_once = concat.operands.iter().filter(|&&(other, _)| other == operand).count() == 1;
                 let dst = if concat.outer == 1 { Dst::dense(graph.ty(part)) } else { home.dst };
                 let fits = |spec: &KernelSpec| concat.outer == 1 || concat.joins_channels && writes_apart(spec);
-                if matches!(graph.op(part), Op::Kernel(spec) if fits(spec)) && is_read_once(part) {
+                let can_be = matches!(graph.op(part), Op::Kernel(spec) if fits(spec));
+                if can_be && is_joined_once && is_read_once(part) {
                     let offset_bytes = home.offset_bytes + before * dst.elem.bytes();
                     all.parts.insert(part, Home { whole: home.whole, offset_bytes, dst });
                 }

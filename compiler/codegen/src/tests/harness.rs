@@ -294,7 +294,8 @@ impl Case {
         let [(left, left_value), (right, right_value)] = neighbours;
         let args = [left, self.add_to(&mut graph, &mut inputs), right];
         let types = args.iter().map(|&arg| graph.ty(arg).clone()).collect();
-        let concat = KernelSpec::new(types, vec![(Concat { axis }.into(), (0..3).map(Arg::Operand).collect())]).unwrap();
+        let concat =
+            KernelSpec::new(types, vec![(Concat { axis }.into(), (0..3).map(Arg::Operand).collect())]).unwrap();
         let expected = concat.eval(&[&left_value, &self.expected(), &right_value]).unwrap();
         let value = graph.add("joined", Op::Kernel(Arc::new(concat)), &args).unwrap();
         graph.output("y", value);

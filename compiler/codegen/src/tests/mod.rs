@@ -6,6 +6,7 @@ pub(crate) mod conv;
 mod depthwise;
 mod grouped;
 pub(crate) mod harness;
+mod in_place;
 mod leaves;
 mod model;
 mod movement;

@@ -3,12 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use hawqc_codegen::{CodegenError, Target, machine, variants::KernelHashes};
-use hawqc_ir::{Graph, KernelSpec, text};
+use hawqc_ir::{Graph, KernelSpec, Op, text};
 use hawqc_schedules::Schedule;
 use hawqc_schedules::tuning::log::{Log, Record};
 use hawqc_schedules::tuning::workload;
-
-use super::kernels;
 
 /// Beyond this distance a workload says nothing about another: dimensions differ by a factor of 8 in all.
 const FAR: f64 = 2.08;
@@ -102,11 +100,13 @@ impl Choices {
     pub fn schedules(&self, graph: &Graph, target: &Target) -> (BTreeMap<KernelSpec, Schedule>, Used) {
         let mut schedules = BTreeMap::new();
         let mut used = Used::default();
-        for (_, spec) in kernels(graph) {
+        let live = graph.live();
+        for id in graph.values().filter(|id| live[id.index()]) {
+            let Op::Kernel(spec) = graph.op(id) else { continue };
             match self.schedule(spec, target) {
                 Some((schedule, exact)) => {
                     *(if exact { &mut used.exact } else { &mut used.nearest }) += 1;
-                    schedules.insert(spec.clone(), schedule);
+                    schedules.insert(spec.as_ref().clone(), schedule);
                 }
                 None => used.default += 1,
             }

@@ -14,7 +14,6 @@ pub mod whole;
 
 use std::fs;
 
-use hawqc_ir::{Graph, KernelSpec, Op};
 use hawqc_runtime::cpu;
 
 pub use choices::Choices;
@@ -22,16 +21,6 @@ pub use context::InContext;
 pub use job::{Job, Limit, Progress};
 pub use structure::Structure;
 pub use whole::Whole;
-
-/// The kernels of a fused graph in order, with the names of their nodes.
-pub fn kernels(graph: &Graph) -> Vec<(&str, &KernelSpec)> {
-    let live = graph.live();
-    let kernel = |id: hawqc_ir::ValueId| match graph.op(id) {
-        Op::Kernel(spec) if live[id.index()] => Some((graph.name(id), spec.as_ref())),
-        _ => None,
-    };
-    graph.values().filter_map(kernel).collect()
-}
 
 /// What this machine is, as far as it bears on speed: the CPU's model as it names itself, its features, its cores.
 pub fn fingerprint() -> String {

@@ -255,7 +255,13 @@ impl Micro<'_> {
         self.epilogue.hold(asm, &mut pointers, Hold::Uniform, free);
         for (pixel, sums) in tile.acc.chunks(tile.nr).enumerate() {
             let results = self.epilogue.emit(asm, &pointers, pixel, sums);
-            store(asm, self.dst.elem, Mem::at(dst, pixel * self.dst.pixel_bytes()), &results, (self.epilogue, literals));
+            store(
+                asm,
+                self.dst.elem,
+                Mem::at(dst, pixel * self.dst.pixel_bytes()),
+                &results,
+                (self.epilogue, literals),
+            );
         }
     }
 
