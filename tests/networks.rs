@@ -1,10 +1,13 @@
 //! Whole networks: compiled code equals the interpreter in every output element, on one thread and
 //! on two, and the shared object keeps the rule of integers only.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use hawqc_driver::{LinkWith, Target, audit, verify};
+use hawqc_driver::tune::Whole;
+use hawqc_driver::{LinkWith, Target, audit, tensors, verify};
 use hawqc_onnx::zoo::ZooOptions;
+use hawqc_quantize::plan::quantizable_layers;
 use hawqc_runtime::Session;
 use hawqc_tests::{Network, images};
 
@@ -83,6 +86,27 @@ fn squeezenet_and_vgg() {
     agrees(&zoo("squeezenet1_1"), &["8", "4"]);
     let small = ZooOptions { width: 0.25, classes: 100, ..ZooOptions::default() };
     agrees(&Network::zoo("vgg11_bn", &small), &["8", "4"]);
+}
+
+/// A concatenation that is written in place has no step, and the steps' times go to the right workloads and layers.
+#[test]
+fn squeezenet_has_no_steps_of_concatenations() {
+    let network = Network::zoo("squeezenet1_1", &ZooOptions { image_size: Some(64), ..ZooOptions::default() });
+    let target = Target::host().unwrap();
+    let lowered = network.compile(network.plan("8"), target.clone(), false).unwrap().lowered;
+    let inputs = images(&network.float, 77).iter().map(|image| tensors::to_runtime(image).unwrap()).collect();
+    let mut whole = Whole::new(&lowered, &target, BTreeMap::new(), None, inputs).unwrap();
+    whole.round().unwrap();
+    let workloads = whole.by_workload(&lowered);
+    assert!(workloads.keys().any(|text| text.contains("conv")), "{workloads:?}");
+    assert!(workloads.keys().all(|text| !text.contains("concat")), "{workloads:?}");
+    assert!(workloads.values().all(|times| times.iter().all(|&ns| ns > 0)), "{workloads:?}");
+    let layers: Vec<String> = quantizable_layers(&network.float).into_iter().map(|(_, name)| name).collect();
+    let measured = whole.network(&lowered, &layers, "8", vec!["8".into(); layers.len()]);
+    for (name, layer) in layers.iter().zip(&measured.layers) {
+        let is_convolution = ["conv ", "wide ", "winograd ", "strassen "].iter().any(|s| layer.schedule.starts_with(s));
+        assert!(is_convolution && layer.times.count == 1, "{name}: {layer:?}");
+    }
 }
 
 #[test]

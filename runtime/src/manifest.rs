@@ -53,8 +53,8 @@ pub struct Manifest {
     pub layers: Vec<LayerDesc>,
     /// Steps in order of execution; the index is the number passed to the step hook.
     pub steps: Vec<StepDesc>,
-    /// Intermediate values and where they lie in the arena after a run: filled only when the model
-    /// was compiled with every value kept.
+    /// The results of all kernels, in the order of the network, and where they lie in the arena after a run: filled only
+    /// when the model was compiled with every value kept. A concatenation is among them even if it is no step.
     pub values: Vec<ValueDesc>,
 }
 
