@@ -1,13 +1,13 @@
 //! Concatenations whose operands are written where they are joined.
 //!
 //! In: the kernels of a graph. Out: [`InPlace`]: whose block of memory every kernel's result lies in, where there, and how
-//! far apart its pixels are. A result that only a concatenation reads is a *part* of it and lies in its block, which may in
-//! turn be a part of another one's; all others have blocks of their own. A concatenation copies those of its operands that are no
-//! parts; if there are none it is no step of the program.
+//! far apart its pixels are. Some operands of a concatenation are *parts* of it and lie in its block, which may in turn be
+//! a part of another one's; all other results have blocks of their own. A concatenation copies what of its operands is no
+//! part of it; if all are parts it is no step of the program.
 //!
-//! A part is a kernel's result that nothing else reads, neither at an entry point, and whose kernel can write where the
-//! concatenation has its place: side by side with others where channels are joined, or in one piece where only one
-//! piece of every operand is.
+//! A part is a kernel's result that is joined once, that nothing else reads, that no entry point takes or gives, and whose
+//! kernel can write it where it belongs: in one piece, where the concatenation has one piece of every operand, else, if
+//! it joins channels, as pixels that lie apart.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -6,9 +6,9 @@
 //!
 //! The contract of every body, wherever its code comes from: it is a function
 //! `(pointers, task, tasks)`, where `pointers` is a table of addresses in the order of
-//! [`Frame`]: the result, which lies as [`Placement`] says, the operands in [`Lowered::operands`], the tables, and the scratch memory of
-//! all tasks. Task `t` of `n` writes its part of the result and nothing else; the parts of all tasks
-//! together are the whole. It reads no byte outside its operands and calls nothing.
+//! [`Frame`]: the result, the operands in [`Lowered::operands`], the tables, and the scratch memory of
+//! all tasks. Task `t` of `n` writes its part of the result and nothing else, so nothing between pixels that lie apart
+//! ([`Dst`]); the parts of all tasks together are the whole. It reads no byte outside its operands and calls nothing.
 
 mod border;
 mod conv;
