@@ -11,7 +11,7 @@
 use hawqc_schedules::OVERLAP_STEPS;
 
 use super::micro::{FIXED_WORDS, Micro, Tile, TileCode, UNROLL, Word, begin_run};
-use super::store::store;
+use super::store::{Pixels, Vectors};
 use crate::asm::{Asm, AsmError, Gpr, Mem};
 
 /// The products that the epilogue of one pixel is put beside.
@@ -138,9 +138,14 @@ impl Micro<'_> {
     fn finish_pixel(&self, asm: &mut Asm, table: Gpr, nr: usize, sums: Mem) {
         let literals = asm.argument(table, Word::Literals as usize);
         let pointers = self.epilogue.pointers(asm, (table, FIXED_WORDS), literals);
-        let results = self.epilogue.emit_loading(asm, &pointers, nr, sums);
-        let dst = asm.argument(table, Word::Dst as usize);
-        store(asm, self.dst, Mem::at(dst, 0), &results, (self.epilogue, literals));
+        let to = asm.argument(table, Word::Dst as usize);
+        let pixels = Pixels { dst: self.dst, to, channels: self.channels, literals };
+        let load = |asm: &mut Asm, vector: usize| {
+            let sum = asm.vec();
+            asm.load(sum, Mem { disp: sums.disp + (vector * asm.isa.bytes()) as i32, ..sums });
+            Some(sum)
+        };
+        pixels.finish_pixel(asm, self.epilogue, &pointers, Vectors { pixel: 0, first: 0, count: nr }, load);
         self.next_results(asm, table, 1);
     }
 }
