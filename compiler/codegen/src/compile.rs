@@ -2,7 +2,7 @@
 
 use std::sync::Mutex;
 
-use hawqc_ir::{Graph, Op, text};
+use hawqc_ir::{Graph, Op, ValueId, text};
 use hawqc_runtime::Model;
 use hawqc_runtime::abi::{ABI_VERSION, RunFn};
 use hawqc_runtime::manifest::{self, LayerDesc, Manifest, StepDesc, ValueDesc};
@@ -12,7 +12,7 @@ use crate::interface::memory_elem;
 use crate::kernels::Dst;
 use crate::lower::{Listing, lower};
 use crate::object::{JIT_RESERVE_MAX_BYTES, JitCode, jit_module, object_bytes, object_module};
-use crate::program::{Options, Place, Program, kernel_values};
+use crate::program::{Options, Place, Program};
 
 /// What the manifest says of the source model.
 #[derive(Clone, Debug, Default)]
@@ -99,8 +99,9 @@ fn describe(program: &Program, info: &ModelInfo, options: &Options) -> Result<Ma
             notes: step.notes.clone(),
         });
     }
-    let kept = if options.keep_values { kernel_values(graph)? } else { Vec::new() };
-    for (value, _) in kept {
+    let live = graph.live();
+    let is_result = |value: ValueId| matches!(graph.op(value), Op::Kernel(_) | Op::Second(_)) && live[value.index()];
+    for value in graph.values().filter(|&value| options.keep_values && is_result(value)) {
         let Place::Arena(offset) = program.place_of(value)? else {
             return Err(CodegenError::Internal(format!("the result of {} is not in the arena", graph.name(value))));
         };

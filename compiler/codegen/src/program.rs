@@ -92,6 +92,7 @@ pub struct Step {
     /// The time expected on one thread, what was proved of the step's constants, and why preferred schedules were passed over.
     pub notes: Vec<String>,
     pub dst: Place,
+    /// With the second result's behind them.
     pub operands: Vec<Place>,
     /// Positions of the constants.
     pub tables: Vec<usize>,
@@ -321,6 +322,16 @@ pub fn root(graph: &Graph, value: ValueId) -> ValueId {
     value
 }
 
+/// The second result of a kernel.
+pub fn second(graph: &Graph, kernel: ValueId) -> Option<ValueId> {
+    graph.users(kernel).into_iter().find(|&user| matches!(graph.op(user), Op::Second(_)))
+}
+
+/// The results of a kernel.
+fn results(graph: &Graph, kernel: ValueId) -> impl Iterator<Item = ValueId> {
+    [kernel].into_iter().chain(second(graph, kernel))
+}
+
 /// The live kernels in order; an error if the graph holds anything else that is live.
 pub fn kernel_values(graph: &Graph) -> Result<Vec<(ValueId, &KernelSpec)>, CodegenError> {
     let live = graph.live();
@@ -328,7 +339,7 @@ pub fn kernel_values(graph: &Graph) -> Result<Vec<(ValueId, &KernelSpec)>, Codeg
     for id in graph.values().filter(|id| live[id.index()]) {
         match graph.op(id) {
             Op::Kernel(spec) => order.push((id, spec.as_ref())),
-            Op::Input(_) | Op::Const(_) | Op::Reshape(_) => {}
+            Op::Input(_) | Op::Const(_) | Op::Reshape(_) | Op::Second(_) => {}
             op => {
                 return Err(CodegenError::NotFused { node: graph.name(id).to_owned(), op: op.name().to_owned() });
             }
@@ -341,6 +352,7 @@ pub fn kernel_values(graph: &Graph) -> Result<Vec<(ValueId, &KernelSpec)>, Codeg
 struct Draft {
     kernel: usize,
     notes: Vec<String>,
+    /// With the second result behind them.
     operands: Vec<ValueId>,
     tables: Vec<usize>,
     scratch_bytes: usize,
@@ -392,6 +404,10 @@ impl Builder {
             reason,
             spec: text::print_spec(spec),
         })?;
+        let second = second(graph, value);
+        if lowered.second != second.is_some() {
+            return Err(CodegenError::Internal(format!("{}: a second result that is not stored or not read", node())));
+        }
         let tables = std::mem::take(&mut lowered.tables);
         let count = tables.len();
         let tables = tables.into_iter().map(|table| self.constant(table.bytes, table.is_weights)).collect();
@@ -400,7 +416,7 @@ impl Builder {
         let draft = Draft {
             kernel: 0,
             notes: estimate.into_iter().chain(proof).chain(passed_over).collect(),
-            operands: lowered.operands.iter().map(|&i| args[i]).collect(),
+            operands: lowered.operands.iter().map(|&i| args[i]).chain(second).collect(),
             tables,
             scratch_bytes: lowered.scratch_bytes * lowered.max_tasks(),
             max_tasks: lowered.max_tasks(),
@@ -455,7 +471,7 @@ fn default_lowering(
     (last, lower(last), passed_over)
 }
 
-/// The blocks of memory: one for each kernel's result that is no part of another, then one for each step with scratch
+/// The blocks of memory: one for each result of a kernel that is no part of another, then one for each step with scratch
 /// memory; and the block of each such result, which is there from the first step that writes to it on. Step `i` is time
 /// `i + 1`: at time 0 integer inputs are copied in, after the last step outputs are copied out.
 fn blocks(
@@ -469,13 +485,15 @@ fn blocks(
     let mut blocks: Vec<Block> = Vec::new();
     let mut block_of = BTreeMap::new();
     for (time, &(value, _)) in order.iter().enumerate() {
-        let whole = in_place.home(graph, value).whole;
-        let block = *block_of.entry(whole).or_insert(blocks.len());
-        if block == blocks.len() {
-            let first = if interface.integer_inputs().any(|v| v == value) { 0 } else { time + 1 };
-            blocks.push(Block { bytes: graph.ty(whole).bytes(), first, last: time + 1 });
+        let first = if interface.integer_inputs().any(|v| v == value) { 0 } else { time + 1 };
+        for result in results(graph, value) {
+            let whole = in_place.home(graph, result).whole;
+            let block = *block_of.entry(whole).or_insert(blocks.len());
+            if block == blocks.len() {
+                blocks.push(Block { bytes: graph.ty(whole).bytes(), first, last: time + 1 });
+            }
+            blocks[block].last = time + 1;
         }
-        blocks[block].last = time + 1;
     }
     for (time, draft) in drafts.iter().enumerate() {
         for &operand in &draft.operands {

@@ -31,6 +31,7 @@ pub(super) fn lower(spec: &KernelSpec, constants: &[Option<&Tensor>], mut dst: D
         operands: epilogue.operands(),
         tables,
         forms: epilogue.form(),
+        second: epilogue.has_second(),
         proof: String::new(),
         leaves: Vec::new(),
         scratch_bytes: 0,

@@ -135,6 +135,7 @@ pub(in crate::kernels) fn lower(
         operands,
         tables,
         forms: epilogue.form(),
+        second: epilogue.has_second(),
         proof: String::new(),
         scratch_bytes: depthwise.scratch_bytes(),
         units: geometry.batch * depthwise.row_blocks() * depthwise.groups(),

@@ -14,7 +14,7 @@ use std::ops::Range;
 use hawqc_schedules::{Multiply, Spread};
 
 use super::epilogue::{Hold, WideEpilogue};
-use super::store::store;
+use super::store::{Pixels, Vectors};
 use super::window::Window;
 use crate::asm::{Asm, AsmError, Binary, Gpr, Isa, Mem, Shift, Src, V, Widen};
 use crate::kernels::Dst;
@@ -253,15 +253,10 @@ impl Micro<'_> {
         let mut pointers = self.epilogue.pointers(asm, (table, FIXED_WORDS), literals);
         let free = self.isa.registers().saturating_sub(tile.acc.len() + self.epilogue.temporaries());
         self.epilogue.hold(asm, &mut pointers, Hold::Uniform, free);
+        let pixels = Pixels { dst: self.dst, to: dst, literals };
         for (pixel, sums) in tile.acc.chunks(tile.nr).enumerate() {
-            let results = self.epilogue.emit(asm, &pointers, pixel, sums);
-            store(
-                asm,
-                self.dst.elem,
-                Mem::at(dst, pixel * self.dst.pixel_bytes()),
-                &results,
-                (self.epilogue, literals),
-            );
+            let vectors = Vectors { pixel, first: 0, count: sums.len() };
+            pixels.finish_pixel(asm, self.epilogue, &pointers, vectors, |_, vector| Some(sums[vector]));
         }
     }
 

@@ -339,7 +339,7 @@ pub fn assemble_output(
         let pixels = Pixels { dst: outputs.dst, to, literals };
         let pixel = |i: usize, j: usize| i * outputs.columns + j;
         for (i, j) in (0..rows).flat_map(|i| (0..columns).map(move |j| (i, j))) {
-            asm.prefetch(pixels.at(pixel(i, j)));
+            asm.prefetch(pixels.at(pixel(i, j), 0, isa.lanes()));
         }
         let constants = match keep {
             Keep::Registers { constants, .. } => constants,
