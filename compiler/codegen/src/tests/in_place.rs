@@ -107,7 +107,7 @@ impl Net {
         let inputs: Vec<Tensor> = self.graph.inputs().iter().enumerate().map(|(i, &id)| self.random(id, i)).collect();
         let mut kernels = Vec::new();
         let expected = interp::run_observed(&self.graph, &inputs, |id, tensor| {
-            if matches!(self.graph.op(id), Op::Kernel(_)) {
+            if matches!(self.graph.op(id), Op::Kernel(_) | Op::Second(_)) {
                 kernels.push(tensor.clone());
             }
         });
@@ -227,6 +227,27 @@ fn kernels_that_cannot() {
     assert_eq!(net.home(pieces[1]), (piece, 3 * 4 * 8, 8));
     assert!(!net.is_apart(piece) && !net.is_apart(padded) && net.is_apart(part));
     assert!(net.has_step(joined) && net.has_step(row) && !net.has_step(piece));
+    net.check_everywhere();
+}
+
+/// A kernel with two results writes neither into a concatenation.
+#[test]
+fn second_results() {
+    let mut net = Net::default();
+    let x = net.input([1, 3, 4, 8]);
+    let conv = net.conv(x, 16);
+    let Op::Kernel(spec) = net.graph.op(conv).clone() else { unreachable!() };
+    let clamp: Op = Clamp { lo: 9, hi: 99, elem: Elem::U8 }.into();
+    let second = KernelSpec::new(vec![spec.result().clone()], vec![(clamp, vec![Arg::Operand(0)])]).unwrap();
+    let second = Arc::new(second);
+    let both = KernelSpec::clone(&spec).with_second(Arc::clone(&second)).unwrap();
+    let args = net.graph.args(conv);
+    let first = net.graph.add("first", Op::Kernel(Arc::new(both)), &args).unwrap();
+    let second = net.graph.add("second", Op::Second(second), &[first]).unwrap();
+    let part = net.clamp(x);
+    let joined = net.concat(3, &[second, part, first]);
+    net.output(joined);
+    assert!(!net.is_apart(first) && !net.is_apart(second) && net.is_apart(part) && net.has_step(joined));
     net.check_everywhere();
 }
 
