@@ -11,7 +11,7 @@ use crate::error::CodegenError;
 use crate::interface::memory_elem;
 use crate::lower::{Listing, lower};
 use crate::object::{JIT_RESERVE_MAX_BYTES, JitCode, jit_module, object_bytes, object_module};
-use crate::program::{second, Options, Place, Program};
+use crate::program::{Options, Place, Program, second};
 
 /// What the manifest says of the source model.
 #[derive(Clone, Debug, Default)]

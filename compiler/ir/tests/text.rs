@@ -66,13 +66,20 @@ fn two_results() {
     assert_eq!(stream.ints().unwrap(), [0, 0, 2, -5, 150, -500, 383, -900]);
     assert_eq!(bytes.ints().unwrap(), [0, 0, 0, 0, 19, 0, 48, 0]);
     // A second result is one of its kernel.
-    let other = TWO_RESULTS.replace("%7 = second %6, %4, %5 {\n  $0 = requant #0, #1, #2 src_zero=0", "%7 = second %6, %4, %5 {\n  $0 = requant #0, #1, #2 src_zero=1");
+    let other = TWO_RESULTS.replace(
+        "%7 = second %6, %4, %5 {\n  $0 = requant #0, #1, #2 src_zero=0",
+        "%7 = second %6, %4, %5 {\n  $0 = requant #0, #1, #2 src_zero=1",
+    );
     let error = verify::check(&text::parse(&other, &BTreeMap::new()).unwrap()).unwrap_err().to_string();
     assert!(error.contains("second result of a kernel that has none"), "{error}");
     for (from, to, expected) in [
         ("second #4", "second #9", "no operand of the kernel"),
         ("second #4", "second #3", "does not exist"),
-        ("lo=0 hi=255 round=half_up elem=u8 : u8[1,2,2,2]\n} : i16", "lo=0 hi=255 round=half_up elem=u8 : i8[1,2,2,2]\n} : i16", "declared"),
+        (
+            "lo=0 hi=255 round=half_up elem=u8 : u8[1,2,2,2]\n} : i16",
+            "lo=0 hi=255 round=half_up elem=u8 : i8[1,2,2,2]\n} : i16",
+            "declared",
+        ),
     ] {
         let error = text::parse(&TWO_RESULTS.replacen(from, to, 1), &BTreeMap::new()).unwrap_err().to_string();
         assert!(error.contains(expected), "{from} -> {to}: {error}");

@@ -41,7 +41,10 @@ pub fn text(spec: &KernelSpec) -> String {
         }
         if index == 0 {
             out.push_str(" |");
-            spec.operands()[..spec.second_operands()].iter().skip(anchor.len()).for_each(|ty| push_type(&mut out, ty, None));
+            spec.operands()[..spec.second_operands()]
+                .iter()
+                .skip(anchor.len())
+                .for_each(|ty| push_type(&mut out, ty, None));
         }
         let _ = write!(out, " {}", step.ty.elem);
     }

@@ -117,7 +117,8 @@ impl<'a> Reader<'a> {
                 return Ok((declared_spec(types, body, &declared)?, tail));
             }
             if let Some(first) = line.strip_prefix("second #") {
-                let first = first.parse().ok().filter(|&n| n <= types.len()).ok_or("`#n` is no operand of the kernel")?;
+                let first =
+                    first.parse().ok().filter(|&n| n <= types.len()).ok_or("`#n` is no operand of the kernel")?;
                 let others = types.split_off(first);
                 let spec = declared_spec(types, body, &declared)?;
                 let (second, tail) = self.spec([spec.result().clone()].into_iter().chain(others).collect())?;
@@ -207,11 +208,7 @@ pub fn seeded(ty: &TensorType, seed: u64, range: Range) -> Outcome<Tensor> {
 }
 
 /// A kernel whose steps have the declared types.
-fn declared_spec(
-    operands: Vec<TensorType>,
-    body: Vec<(Op, Vec<Arg>)>,
-    declared: &[TensorType],
-) -> Outcome<KernelSpec> {
+fn declared_spec(operands: Vec<TensorType>, body: Vec<(Op, Vec<Arg>)>, declared: &[TensorType]) -> Outcome<KernelSpec> {
     let spec = KernelSpec::new(operands, body).map_err(|e| e.to_string())?;
     for (step, declared) in spec.steps().iter().zip(declared) {
         check_declared(&step.ty, declared)?;

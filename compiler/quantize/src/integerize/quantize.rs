@@ -145,7 +145,8 @@ impl Lowering<'_> {
             }
             // Of a factor to few bits the last 16 bits would hardly tell.
             let is_short = ty.elem == Elem::I16 && target.elem.bytes() == 1;
-            let dyadics = self.dyadics(term, &target.scale, if is_short { Dyadic::short } else { Dyadic::from_real })?;
+            let dyadics =
+                self.dyadics(term, &target.scale, if is_short { Dyadic::short } else { Dyadic::from_real })?;
             let op = self.requant(term, target.zero, range, target.elem);
             return self.emit_requant(name, op, term.value, &dyadics);
         }
@@ -179,12 +180,7 @@ impl Lowering<'_> {
     }
 
     /// The ratio of scales as dyadic numbers, each by `nearest`.
-    fn dyadics(
-        &self,
-        term: &Term,
-        dst: &Scale,
-        nearest: fn(f64) -> Option<Dyadic>,
-    ) -> Result<Dyadics, Obstacle> {
+    fn dyadics(&self, term: &Term, dst: &Scale, nearest: fn(f64) -> Option<Dyadic>) -> Result<Dyadics, Obstacle> {
         let ratio = term
             .scale
             .ratio(dst)
