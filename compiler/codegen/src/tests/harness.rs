@@ -191,17 +191,19 @@ fn is_emulated(target: &Target) -> bool {
 struct Trial {
     graph: Graph,
     inputs: Vec<Tensor>,
-    expected: Tensor,
+    expected: Vec<Tensor>,
     /// Of its program.
     steps: usize,
 }
 
 /// A kernel with its operands.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Case {
     pub name: String,
     pub operands: Vec<Operand>,
     pub body: Vec<(Op, Vec<Arg>)>,
+    /// A requantisation of the result that makes a second one, with its constants.
+    pub second: Option<(Requant, [Tensor; 2])>,
 }
 
 #[derive(Clone, Debug)]
@@ -245,13 +247,28 @@ impl Operand {
 impl Case {
     pub fn spec(&self) -> KernelSpec {
         let types = self.operands.iter().map(Operand::ty).collect();
-        KernelSpec::new(types, self.body.clone()).unwrap_or_else(|e| panic!("{}: {e}", self.name))
+        let spec = KernelSpec::new(types, self.body.clone()).unwrap_or_else(|e| panic!("{}: {e}", self.name));
+        match &self.second {
+            None => spec,
+            Some(second) => {
+                let second = second_spec(spec.result(), second);
+                spec.with_second(Arc::new(second)).unwrap_or_else(|e| panic!("{}: {e}", self.name))
+            }
+        }
     }
 
     pub fn graph(&self) -> (Graph, Vec<Tensor>) {
         let (mut graph, mut inputs) = (Graph::new(), Vec::new());
         let value = self.add_to(&mut graph, &mut inputs);
         graph.output("y", value);
+        let spec = self.spec();
+        if let Some(second) = spec.second() {
+            let mut args = graph.args(value).split_off(spec.second_operands());
+            args.insert(0, value);
+            let second = graph.add("second", Op::Second(Arc::clone(second)), &args).unwrap();
+            graph.output("second", second);
+        }
+        verify::check(&graph).unwrap();
         (graph, inputs)
     }
 
@@ -266,6 +283,8 @@ impl Case {
                 }
             });
         }
+        let parameters = self.second.iter().flat_map(|(_, constants)| constants.clone());
+        args.extend(parameters.map(|tensor| graph.constant(tensor)));
         graph.add(self.name.clone(), Op::Kernel(Arc::new(self.spec())), &args).unwrap()
     }
 
@@ -288,23 +307,24 @@ impl Case {
             let operand = Operand::input(TensorType::with_range(out.elem, shape, range).unwrap(), channels as u64);
             let clamp = Clamp { lo: range.lo, hi: range.hi, elem: out.elem };
             let body = vec![(clamp.into(), vec![Arg::Operand(0)])];
-            let neighbour = Case { name: "neighbour".into(), operands: vec![operand], body };
-            (neighbour.add_to(&mut graph, &mut inputs), neighbour.expected())
+            let neighbour = Case { name: "neighbour".into(), operands: vec![operand], body, ..Case::default() };
+            (neighbour.add_to(&mut graph, &mut inputs), neighbour.expected().remove(0))
         });
         let [(left, left_value), (right, right_value)] = neighbours;
         let args = [left, self.add_to(&mut graph, &mut inputs), right];
         let types = args.iter().map(|&arg| graph.ty(arg).clone()).collect();
         let concat =
             KernelSpec::new(types, vec![(Concat { axis }.into(), (0..3).map(Arg::Operand).collect())]).unwrap();
-        let expected = concat.eval(&[&left_value, &self.expected(), &right_value]).unwrap();
+        let expected = concat.eval(&[&left_value, &self.expected()[0], &right_value]).unwrap();
         let value = graph.add("joined", Op::Kernel(Arc::new(concat)), &args).unwrap();
         graph.output("y", value);
-        Some(Trial { graph, inputs, expected, steps: 3 })
+        Some(Trial { graph, inputs, expected: vec![expected], steps: 3 })
     }
 
-    pub fn expected(&self) -> Tensor {
-        let args: Vec<&Tensor> = self.operands.iter().map(Operand::tensor).collect();
-        self.spec().eval(&args).unwrap_or_else(|e| panic!("{}: {e}", self.name))
+    /// The results.
+    pub fn expected(&self) -> Vec<Tensor> {
+        let (graph, inputs) = self.graph();
+        interp::run(&graph, &inputs).unwrap_or_else(|e| panic!("{}: {e}", self.name))
     }
 
     /// The same with each weight, operand 1, replaced.
@@ -374,14 +394,16 @@ impl Case {
         let code = Code::of(&program, target);
         for &(threads, at_end) in runs {
             let found = self.run(&code, &program, inputs, expected, threads, at_end);
-            if found != expected.to_bytes() {
-                let found = Tensor::from_bytes(expected.elem(), expected.shape(), &found).unwrap();
-                panic!(
-                    "{} on {target}, {threads} threads:\n{}{}",
-                    self.name,
-                    program.schedule_text(),
-                    difference(expected, &found)
-                );
+            for (expected, found) in expected.iter().zip(found) {
+                if found != expected.to_bytes() {
+                    let found = Tensor::from_bytes(expected.elem(), expected.shape(), &found).unwrap();
+                    panic!(
+                        "{} on {target}, {threads} threads:\n{}{}",
+                        self.name,
+                        program.schedule_text(),
+                        difference(expected, &found)
+                    );
+                }
             }
         }
     }
@@ -391,15 +413,16 @@ impl Case {
         code: &Code,
         program: &Program,
         inputs: &[Tensor],
-        expected: &Tensor,
+        expected: &[Tensor],
         threads: i64,
         at_end: bool,
-    ) -> Vec<u8> {
+    ) -> Vec<Vec<u8>> {
         let inputs: Vec<Guarded> = inputs.iter().map(|t| Guarded::holding(&t.to_bytes(), at_end)).collect();
-        let mut outputs = [Guarded::new(expected.to_bytes().len(), at_end)];
+        let guarded = |tensor: &Tensor| Guarded::new(tensor.to_bytes().len(), at_end);
+        let mut outputs: Vec<Guarded> = expected.iter().map(guarded).collect();
         let mut arena = Guarded::new(program.plan.arena_bytes, at_end);
         let input_pointers: Vec<*const c_void> = inputs.iter().map(|i| i.start.cast_const().cast()).collect();
-        let output_pointers = [outputs[0].start.cast::<c_void>()];
+        let output_pointers: Vec<*mut c_void> = outputs.iter().map(|o| o.start.cast()).collect();
         let call = Call {
             inputs: input_pointers.as_ptr(),
             outputs: output_pointers.as_ptr(),
@@ -411,13 +434,20 @@ impl Case {
             on_step_user: std::ptr::null_mut(),
         };
         code.run(&call, &inputs, &outputs, &arena);
-        let output = outputs[0].bytes();
-        if program.steps.iter().all(|step| step.scratch.is_none()) {
-            let used = output.len();
+        let outputs: Vec<Vec<u8>> = outputs.iter_mut().map(|output| output.bytes().to_vec()).collect();
+        if program.steps.iter().all(|step| step.scratch.is_none()) && outputs.len() == 1 {
+            let used = outputs[0].len();
             assert!(arena.bytes()[used..].iter().all(|&b| b == 0xa5), "{} wrote behind its result", self.name);
         }
-        output.to_vec()
+        outputs
     }
+}
+
+/// The kernel of a second result.
+fn second_spec(first: &TensorType, (requant, constants): &(Requant, [Tensor; 2])) -> KernelSpec {
+    let operands = [first.clone()].into_iter().chain(constants.iter().map(Tensor::ty)).collect();
+    let args = (0..3).map(Arg::Operand).collect();
+    KernelSpec::new(operands, vec![(requant.clone().into(), args)]).unwrap()
 }
 
 fn difference(expected: &Tensor, found: &Tensor) -> String {

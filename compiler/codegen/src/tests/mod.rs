@@ -12,4 +12,5 @@ mod model;
 mod movement;
 mod pointwise;
 mod pool;
+mod second;
 mod variants;
