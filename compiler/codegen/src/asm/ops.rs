@@ -54,6 +54,11 @@ codes! {
         PackI32 VEX_Vpackssdw_ymm_ymm_ymmm256 EVEX_Vpackssdw_zmm_k1z_zmm_zmmm512b32,
         PackI16 VEX_Vpacksswb_ymm_ymm_ymmm256 EVEX_Vpacksswb_zmm_k1z_zmm_zmmm512,
         PackI16ToU8 VEX_Vpackuswb_ymm_ymm_ymmm256 EVEX_Vpackuswb_zmm_k1z_zmm_zmmm512,
+        /// In each 128 bits the elements of their lower, or upper, halves in turn, `a`'s first.
+        UnpackLowI8 VEX_Vpunpcklbw_ymm_ymm_ymmm256 EVEX_Vpunpcklbw_zmm_k1z_zmm_zmmm512,
+        UnpackHighI8 VEX_Vpunpckhbw_ymm_ymm_ymmm256 EVEX_Vpunpckhbw_zmm_k1z_zmm_zmmm512,
+        UnpackLowI16 VEX_Vpunpcklwd_ymm_ymm_ymmm256 EVEX_Vpunpcklwd_zmm_k1z_zmm_zmmm512,
+        UnpackHighI16 VEX_Vpunpckhwd_ymm_ymm_ymmm256 EVEX_Vpunpckhwd_zmm_k1z_zmm_zmmm512,
         And VEX_Vpand_ymm_ymm_ymmm256 EVEX_Vpandd_zmm_k1z_zmm_zmmm512b32,
         DivF32 VEX_Vdivps_ymm_ymm_ymmm256 EVEX_Vdivps_zmm_k1z_zmm_zmmm512b32_er,
         /// `a` where it is greater than `b`, else `b`; the same of `MinF32` and less.
@@ -189,6 +194,19 @@ impl Asm {
         };
         let operands = [Operand::Mem(to), self.reg(value)];
         self.push(code, operands);
+    }
+
+    /// A vector's first bytes, all of them, a half or a quarter; the others become 0.
+    pub fn load_first(&mut self, dst: V, from: Mem, bytes: usize) {
+        let [x, y] = [View::X, View::Y].map(|view| Operand::Vec(dst, view));
+        let (code, to) = match (self.isa, bytes) {
+            (Isa::Avx512, 32) => (Code::EVEX_Vmovdqu32_ymm_k1z_ymmm256, y),
+            (Isa::Avx512, 16) => (Code::EVEX_Vmovdqu32_xmm_k1z_xmmm128, x),
+            (Isa::Avx2 | Isa::Avx512Vl, 16) => (Code::VEX_Vmovdqu_xmm_xmmm128, x),
+            (Isa::Avx2 | Isa::Avx512Vl, 8) => (Code::VEX_Vmovq_xmm_xmmm64, x),
+            _ => return self.load(dst, from),
+        };
+        self.push(code, [to, Operand::Mem(from)]);
     }
 
     /// Asks for the cache line at `from`, which need not be mapped.

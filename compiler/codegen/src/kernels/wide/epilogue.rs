@@ -269,21 +269,41 @@ impl WideEpilogue {
     }
 
     pub fn advance_by(&self, asm: &mut Asm, pointers: &Pointers, vectors: usize) {
+        self.move_by(asm, pointers, vectors, 0);
+    }
+
+    /// The same for pointers to operands that are `pixels` pixels on, and go back to the first.
+    pub fn advance_and_return(&self, asm: &mut Asm, pointers: &Pointers, pixels: usize) {
+        self.move_by(asm, pointers, 1, pixels);
+    }
+
+    fn move_by(&self, asm: &mut Asm, pointers: &Pointers, vectors: usize, pixels_back: usize) {
         for &(operand, pointer) in &pointers.operands {
-            asm.add_int(pointer, vectors * asm.isa.lanes() * self.spec.operands()[operand].elem.bytes());
+            let bytes = self.spec.operands()[operand].elem.bytes();
+            asm.move_int(pointer, vectors * asm.isa.lanes() * bytes, pixels_back * self.channels() * bytes);
         }
         for (&pointer, stride) in pointers.tables.iter().zip(self.table_strides(asm.isa)) {
             asm.add_int(pointer, vectors * stride);
         }
     }
 
+    /// Moves the pointers to operands on by `pixels` pixels.
+    pub fn advance_pixels(&self, asm: &mut Asm, pointers: &Pointers, pixels: usize) {
+        for &(operand, pointer) in &pointers.operands {
+            asm.add_int(pointer, pixels * self.channels() * self.spec.operands()[operand].elem.bytes());
+        }
+    }
+
+    fn channels(&self) -> usize {
+        self.spec.result().shape.last().copied().unwrap_or(1)
+    }
+
     /// Emits the steps for the sums of a pixel that is `pixel` pixels behind the tile's first, and returns
     /// the registers with the results.
     pub fn emit(&self, asm: &mut Asm, pointers: &Pointers, pixel: usize, sums: &[V]) -> Vec<V> {
-        let channels = self.spec.result().shape.last().copied().unwrap_or(1);
         let packs = self.packs(asm.isa, sums.len());
         let vector =
-            |(vector, &sum): (usize, &V)| self.vector(asm, pointers, pixel * channels, (vector, packs), Some(sum));
+            |(vector, &sum): (usize, &V)| self.vector(asm, pointers, pixel * self.channels(), (vector, packs), Some(sum));
         sums.iter().enumerate().map(vector).collect()
     }
 
@@ -301,15 +321,13 @@ impl WideEpilogue {
     /// Emits the steps for the sum of the pointers' vector of channels of a pixel, for a store that packs it with others and
     /// enforces [`WideEpilogue::byte_limits`].
     pub fn emit_packed(&self, asm: &mut Asm, pointers: &Pointers, pixel: usize, sum: V) -> V {
-        let channels = self.spec.result().shape.last().copied().unwrap_or(1);
-        self.vector(asm, pointers, pixel * channels, (0, true), Some(sum))
+        self.vector(asm, pointers, pixel * self.channels(), (0, true), Some(sum))
     }
 
     /// Emits the steps for the sum of one vector of channels, `vector` vectors behind the pointers', of a pixel, `pixel`
     /// pixels behind them.
     pub fn emit_one(&self, asm: &mut Asm, pointers: &Pointers, pixel: usize, vector: usize, sum: V) -> V {
-        let channels = self.spec.result().shape.last().copied().unwrap_or(1);
-        self.vector(asm, pointers, pixel * channels, (vector, false), Some(sum))
+        self.vector(asm, pointers, pixel * self.channels(), (vector, false), Some(sum))
     }
 
     /// Emits the steps, of which none waits for a sum, for the next `vectors` vectors.

@@ -7,6 +7,7 @@
 //! Weights are packed at compile time as `[channel block][run][step][vector][lane][4 bytes]`. The vectors of a block lie in
 //! one section of a grouped convolution's channels, or are those of several ([`Sections`]).
 
+mod cells;
 pub mod depthwise;
 mod epilogue;
 pub mod image;
