@@ -249,15 +249,6 @@ impl Asm {
         }
     }
 
-    /// Moves an address on and back.
-    pub fn move_int(&mut self, to: Gpr, on: usize, back: usize) {
-        // As [`Asm::add_int`]'s, the difference lies within a result.
-        let value = on as i32 - back as i32;
-        if value != 0 {
-            self.push(Code::Add_rm64_imm32, [Operand::Gpr(to), Operand::Imm(OpKind::Immediate32to64, value)]);
-        }
-    }
-
     /// Runs `body` `count` times, `count > 0`.
     pub fn repeat(&mut self, count: usize, body: impl FnOnce(&mut Asm)) {
         if count == 1 {

@@ -32,6 +32,11 @@ const FIRST_EPILOGUE_TABLE: usize = 5;
 /// Multiply-accumulates that take about as long as an element operation of other kernels.
 const MACS_PER_WORK: u64 = 2;
 
+/// Output pixels of a vector of channels after which the next vector is computed.
+const BAND_PIXELS: usize = 256;
+/// Words of [`Depthwise::row_offsets`] of a row.
+const ROW_OFFSETS: usize = 2;
+
 struct Depthwise {
     geometry: Geometry,
     isa: Isa,
@@ -170,10 +175,16 @@ impl Depthwise {
         added.enumerate().map(|(k, added)| (bias.map_or(0, |b| b[k]) - added) as i32).collect()
     }
 
+    /// Output rows of a unit that are computed for a vector of channels before the next: as many as write into cache lines
+    /// that the first-level cache keeps until the next vectors, whose results these hold too, are written.
+    fn band(&self) -> usize {
+        (BAND_PIXELS / self.geometry.out[1]).clamp(1, self.schedule.rows)
+    }
+
     /// Of each output row of a unit, where its first cell and its weights are.
     fn row_offsets(&self) -> Vec<i32> {
         let phase_bytes = self.geometry.channels / self.isa.lanes() * self.vector_bytes();
-        let offsets = |row: usize| {
+        let offsets = |row: usize| -> [i32; ROW_OFFSETS] {
             let (cell, phase) = self.cells.axes[0].begin(row);
             [cell * self.cells.row_bytes(), phase * phase_bytes].map(|offset| offset as i32)
         };
@@ -192,7 +203,7 @@ enum Word {
     Literals,
     /// Output rows.
     Rows,
-    /// [`Depthwise::row_offsets`].
+    /// Of the rows; see [`Depthwise::row_offsets`].
     Offsets,
 }
 
@@ -204,110 +215,106 @@ enum Weights {
     At(Gpr),
 }
 
-/// Addresses of a tile.
-struct Tile {
+/// Where a tile reads.
+struct Inputs {
     cells: Gpr,
     start: Gpr,
     weights: Weights,
-    dst: Gpr,
 }
 
 impl Depthwise {
-    /// A unit's rows, for every one the vectors of channels, for each of these the tiles. Overwrites its table.
+    /// Rows of a unit, for every vector of channels one after the other. Overwrites its table.
     fn assemble(&self, epilogue: &WideEpilogue) -> Result<Vec<u8>, AsmError> {
         let (mut asm, table) = Asm::new(self.isa);
         let a = &mut asm;
         a.set_even_mask();
-        let word = |word: Word| Mem::word(table, word as usize);
-        a.repeat_word_down(word(Word::Rows), |a| {
-            let [offsets, cells, weights] = [Word::Offsets, Word::Cells, Word::Weights].map(|w| a.load_word(word(w)));
-            for (i, address) in [cells, weights].into_iter().enumerate() {
-                let offset = a.gpr();
-                a.load_int(offset, Mem::at(offsets, 4 * i));
-                a.add(address, offset);
-            }
-            a.add_to_word(word(Word::Offsets), 8);
-            let [start, dst, literals] = [Word::Start, Word::Dst, Word::Literals].map(|w| a.load_word(word(w)));
+        a.repeat(self.schedule.vectors, |a| {
+            let [start, dst, literals, offsets, rows] =
+                [Word::Start, Word::Dst, Word::Literals, Word::Offsets, Word::Rows]
+                    .map(|word| a.argument(table, word as usize));
             let mut pointers = epilogue.pointers(a, (table, FIXED_WORDS), literals);
-            a.repeat(self.schedule.vectors, |a| {
-                let tile = Tile { cells, start, weights: self.hold(a, epilogue, weights), dst };
-                self.vector(a, epilogue, &mut pointers, &tile, literals);
-                a.add_int(weights, self.vector_bytes());
-                a.add_int(start, self.isa.bytes());
+            epilogue.hold(a, &mut pointers, Hold::Vector, self.free(epilogue) - self.held(epilogue));
+            let pixels = Pixels { dst: self.dst, to: dst, channels: self.geometry.channels, literals };
+            a.repeat_down(rows, |a| {
+                let [cells, weights] = [Word::Cells, Word::Weights].map(|word| a.argument(table, word as usize));
+                for (i, address) in [cells, weights].into_iter().enumerate() {
+                    let offset = a.gpr();
+                    a.load_int(offset, Mem::at(offsets, 4 * i));
+                    a.add(address, offset);
+                }
+                a.add_int(offsets, 8);
+                let inputs = Inputs { cells, start, weights: self.hold(a, epilogue, weights) };
+                self.row(a, epilogue, &pointers, &inputs, &pixels);
             });
-            for (word, bytes) in self.result_words() {
-                a.add_to_word(Mem::word(table, word), self.geometry.out[1] * self.geometry.channels * bytes);
+            for (word, bytes) in self.vector_words() {
+                a.add_to_word(Mem::word(table, word), bytes);
             }
         });
         asm.finish()
     }
 
-    /// The words that move with the result, and the bytes of an element each.
-    fn result_words(&self) -> impl Iterator<Item = (usize, usize)> {
-        let operands = self.operand_bytes.iter().enumerate().map(|(i, &bytes)| (FIXED_WORDS + i, bytes));
-        [(Word::Dst as usize, self.dst.bytes())].into_iter().chain(operands)
+    /// The words that move from a vector of channels to the next, and by how much.
+    fn vector_words(&self) -> Vec<(usize, usize)> {
+        let lanes = self.isa.lanes();
+        let fixed = [
+            (Word::Cells, self.cells.vector_bytes()),
+            (Word::Weights, self.vector_bytes()),
+            (Word::Start, self.isa.bytes()),
+            (Word::Dst, lanes * self.dst.bytes()),
+        ];
+        let operands = self.operand_bytes.iter().map(|bytes| lanes * bytes);
+        let behind = (FIXED_WORDS..).zip(operands.chain(self.table_strides.iter().copied()));
+        fixed.into_iter().map(|(word, bytes)| (word as usize, bytes)).chain(behind).collect()
     }
 
-    /// Registers that a tile needs beside its sums and the weights: an input and a product, or the epilogue's.
-    fn temporaries(&self, epilogue: &WideEpilogue) -> usize {
-        epilogue.temporaries().max(if self.dot { 1 } else { 2 })
-    }
-
-    /// Registers that a tile leaves.
+    /// Registers that a tile leaves: it needs its sums, an input and a product, or what the epilogue does.
     fn free(&self, epilogue: &WideEpilogue) -> usize {
-        self.isa.registers().saturating_sub(self.schedule.mr + self.temporaries(epilogue))
+        let temporaries = epilogue.temporaries().max(if self.dot { 1 } else { 2 });
+        self.isa.registers().saturating_sub(self.schedule.mr + temporaries)
     }
 
-    /// The weights in registers, if these suffice.
+    /// Those that hold weights: all, or none if they are too many.
+    fn held(&self, epilogue: &WideEpilogue) -> usize {
+        let weights = self.positions.len();
+        if weights <= self.free(epilogue) { weights } else { 0 }
+    }
+
     fn hold(&self, a: &mut Asm, epilogue: &WideEpilogue, weights: Gpr) -> Weights {
-        if self.positions.len() > self.free(epilogue) {
+        let held = a.vecs(self.held(epilogue));
+        if held.is_empty() {
             return Weights::At(weights);
         }
-        let held = a.vecs(self.positions.len());
         for (i, &weight) in held.iter().enumerate() {
             a.load(weight, Mem::at(weights, i * self.isa.bytes()));
         }
         Weights::Held(held)
     }
 
-    /// A row of a vector of channels. Moves the addresses of cells and results to the next vector's.
-    fn vector(&self, a: &mut Asm, epilogue: &WideEpilogue, pointers: &mut Pointers, tile: &Tile, literals: Gpr) {
-        let held = if let Weights::Held(held) = &tile.weights { held.len() } else { 0 };
-        epilogue.hold(a, pointers, Hold::Vector, self.free(epilogue) - held);
-        let (mr, [_, columns]) = (self.schedule.mr, self.cells.axes);
-        let (whole, rest) = (self.geometry.out[1] / mr, self.geometry.out[1] % mr);
-        let pixels = Pixels { dst: self.dst, to: tile.dst, channels: self.geometry.channels, literals };
-        let compute = |a: &mut Asm, size: usize| {
-            let sums: Vec<(usize, V)> = self.products(a, size, tile).into_iter().enumerate().collect();
+    /// A row of a vector of channels. Moves the addresses on: of results to the next row's.
+    fn row(&self, a: &mut Asm, epilogue: &WideEpilogue, pointers: &Pointers, inputs: &Inputs, pixels: &Pixels) {
+        let (mr, width) = (self.schedule.mr, self.geometry.out[1]);
+        let tile = |a: &mut Asm, size: usize| {
+            let sums: Vec<(usize, V)> = self.products(a, size, inputs).into_iter().enumerate().collect();
             pixels.finish(a, epilogue, pointers, &sums);
+            a.add_int(pixels.to, size * self.geometry.channels * self.dst.bytes());
+            epilogue.advance_pixels(a, pointers, size);
         };
-        let result_bytes = self.geometry.channels * self.dst.bytes();
-        let tile_cells = columns.begin(mr).0 * self.isa.bytes();
-        let several = whole > 1 || rest > 0;
-        if whole > 0 {
-            a.repeat(whole, |a| {
-                compute(a, mr);
-                if several {
-                    a.add_int(tile.cells, tile_cells);
-                    a.add_int(tile.dst, mr * result_bytes);
-                    epilogue.advance_pixels(a, pointers, mr);
-                }
+        if width >= mr {
+            a.repeat(width / mr, |a| {
+                tile(a, mr);
+                a.add_int(inputs.cells, self.cells.axes[1].begin(mr).0 * self.isa.bytes());
             });
         }
-        if rest > 0 {
-            compute(a, rest);
+        if !width.is_multiple_of(mr) {
+            tile(a, width % mr);
         }
-        let tiles = if several { whole } else { 0 };
-        a.move_int(tile.cells, self.cells.vector_bytes(), tiles * tile_cells);
-        a.move_int(tile.dst, self.isa.lanes() * self.dst.bytes(), tiles * mr * result_bytes);
-        epilogue.advance_and_return(a, pointers, tiles * mr);
     }
 
     /// The sums of a tile's pixels for one vector of channels.
-    fn products(&self, a: &mut Asm, mr: usize, tile: &Tile) -> Vec<V> {
+    fn products(&self, a: &mut Asm, mr: usize, inputs: &Inputs) -> Vec<V> {
         let [rows, columns] = self.cells.axes;
         let sums = a.vecs(mr);
-        let start = Mem::at(tile.start, 0);
+        let start = Mem::at(inputs.start, 0);
         if self.dot {
             sums.iter().for_each(|&sum| a.load(sum, start));
         }
@@ -320,9 +327,9 @@ impl Depthwise {
                     continue;
                 }
                 let input = a.vec();
-                a.load(input, Mem::at(tile.cells, y * self.cells.row_bytes() + x * self.isa.bytes()));
+                a.load(input, Mem::at(inputs.cells, y * self.cells.row_bytes() + x * self.isa.bytes()));
                 for (pixel, position) in readers {
-                    let weight: Src = match &tile.weights {
+                    let weight: Src = match &inputs.weights {
                         Weights::Held(held) => held[position].into(),
                         Weights::At(base) => Mem::at(*base, position * self.isa.bytes()).into(),
                     };
@@ -396,29 +403,35 @@ struct Unit {
 }
 
 impl Depthwise {
-    /// Computes the unit's rows.
+    /// Computes the unit's rows, a band of them at a time.
     fn rows(&self, c: &mut Code, frame: &Frame, leaf: FuncRef, unit: &Unit) {
-        let [height, width] = self.geometry.out;
+        let ([height, width], band) = (self.geometry.out, self.band());
         let end = c.add_int(unit.first_row, self.schedule.rows);
         let end = c.min_int(end, height);
-        let row = c.offset(unit.first_row, unit.image, height);
-        let pixel = c.mul_int(row, width);
-        let element = c.offset(unit.channel, pixel, self.geometry.channels);
-        let mut words = vec![frame.scratch; FIXED_WORDS];
-        let group_weights = self.schedule.vectors * self.vector_bytes();
-        words[Word::Weights as usize] = c.offset(frame.tables[WEIGHTS], unit.group, group_weights);
-        words[Word::Start as usize] = c.offset(frame.tables[START], unit.channel, Elem::I32.bytes());
-        words[Word::Dst as usize] = c.offset(frame.dst, element, self.dst.bytes());
-        words[Word::Literals as usize] = frame.tables[LITERALS];
-        words[Word::Rows as usize] = c.sub(end, unit.first_row);
-        words[Word::Offsets as usize] = frame.tables[ROWS];
-        for (i, &bytes) in self.operand_bytes.iter().enumerate() {
-            words.push(c.offset(frame.operands[1 + i], element, bytes));
-        }
-        for (i, &stride) in self.table_strides.iter().enumerate() {
-            let table = frame.tables[FIRST_EPILOGUE_TABLE + i];
-            words.push(c.offset(table, unit.group, stride * self.schedule.vectors));
-        }
-        call(c, leaf, &words);
+        let step = c.int(band);
+        c.range(unit.first_row, end, step, |c, row| {
+            let rows = c.sub(end, row);
+            let rows = c.min_int(rows, band);
+            let in_unit = c.sub(row, unit.first_row);
+            let image_row = c.offset(row, unit.image, height);
+            let pixel = c.mul_int(image_row, width);
+            let element = c.offset(unit.channel, pixel, self.geometry.channels);
+            let mut words = vec![frame.scratch; FIXED_WORDS];
+            let group_weights = self.schedule.vectors * self.vector_bytes();
+            words[Word::Weights as usize] = c.offset(frame.tables[WEIGHTS], unit.group, group_weights);
+            words[Word::Start as usize] = c.offset(frame.tables[START], unit.channel, Elem::I32.bytes());
+            words[Word::Dst as usize] = c.offset(frame.dst, element, self.dst.bytes());
+            words[Word::Literals as usize] = frame.tables[LITERALS];
+            words[Word::Rows as usize] = rows;
+            words[Word::Offsets as usize] = c.offset(frame.tables[ROWS], in_unit, ROW_OFFSETS * Elem::I32.bytes());
+            for (i, &bytes) in self.operand_bytes.iter().enumerate() {
+                words.push(c.offset(frame.operands[1 + i], element, bytes));
+            }
+            for (i, &stride) in self.table_strides.iter().enumerate() {
+                let table = frame.tables[FIRST_EPILOGUE_TABLE + i];
+                words.push(c.offset(table, unit.group, stride * self.schedule.vectors));
+            }
+            call(c, leaf, &words);
+        });
     }
 }

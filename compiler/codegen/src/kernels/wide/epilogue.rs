@@ -269,18 +269,8 @@ impl WideEpilogue {
     }
 
     pub fn advance_by(&self, asm: &mut Asm, pointers: &Pointers, vectors: usize) {
-        self.move_by(asm, pointers, vectors, 0);
-    }
-
-    /// The same for pointers to operands that are `pixels` pixels on, and go back to the first.
-    pub fn advance_and_return(&self, asm: &mut Asm, pointers: &Pointers, pixels: usize) {
-        self.move_by(asm, pointers, 1, pixels);
-    }
-
-    fn move_by(&self, asm: &mut Asm, pointers: &Pointers, vectors: usize, pixels_back: usize) {
         for &(operand, pointer) in &pointers.operands {
-            let bytes = self.spec.operands()[operand].elem.bytes();
-            asm.move_int(pointer, vectors * asm.isa.lanes() * bytes, pixels_back * self.channels() * bytes);
+            asm.add_int(pointer, vectors * asm.isa.lanes() * self.spec.operands()[operand].elem.bytes());
         }
         for (&pointer, stride) in pointers.tables.iter().zip(self.table_strides(asm.isa)) {
             asm.add_int(pointer, vectors * stride);
