@@ -292,8 +292,9 @@ impl WideEpilogue {
     /// the registers with the results.
     pub fn emit(&self, asm: &mut Asm, pointers: &Pointers, pixel: usize, sums: &[V]) -> Vec<V> {
         let packs = self.packs(asm.isa, sums.len());
-        let vector =
-            |(vector, &sum): (usize, &V)| self.vector(asm, pointers, pixel * self.channels(), (vector, packs), Some(sum));
+        let vector = |(vector, &sum): (usize, &V)| {
+            self.vector(asm, pointers, pixel * self.channels(), (vector, packs), Some(sum))
+        };
         sums.iter().enumerate().map(vector).collect()
     }
 

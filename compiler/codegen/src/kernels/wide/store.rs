@@ -62,17 +62,19 @@ impl Pixels {
 
     /// The epilogue on the sums of a vector of channels of some pixels, given by number, and their results stored.
     pub fn finish(&self, asm: &mut Asm, epilogue: &WideEpilogue, pointers: &Pointers, sums: &[(usize, V)]) {
-        let (fours, rest) = if self.dst.bytes() == 1 { sums.as_chunks::<4>() } else { (&[][..], sums) };
-        for four in fours {
-            let results = four.map(|(pixel, sum)| epilogue.emit_packed(asm, pointers, pixel, sum));
-            let to = four.map(|(pixel, _)| self.at(pixel));
+        let most = if self.dst.bytes() == 1 { 4 } else { 1 };
+        for some in sums.chunks(most) {
+            if let &[(pixel, sum)] = some {
+                let results = epilogue.emit(asm, pointers, pixel, &[sum]);
+                store(asm, self.dst, self.at(pixel), &results, (epilogue, self.literals));
+                continue;
+            }
+            let result = |&(pixel, sum): &(usize, V)| epilogue.emit_packed(asm, pointers, pixel, sum);
+            let results: Vec<V> = some.iter().map(result).collect();
+            let to: Vec<Mem> = some.iter().map(|&(pixel, _)| self.at(pixel)).collect();
             let limits = epilogue.byte_limits_at(asm.isa, self.literals);
             let order = pack_orders_at(asm.isa, self.literals).map(|[order, _]| order);
-            asm.store_bytes_apart(to, results, self.dst.is_signed(), order, limits);
-        }
-        for &(pixel, sum) in rest {
-            let results = epilogue.emit(asm, pointers, pixel, &[sum]);
-            store(asm, self.dst, self.at(pixel), &results, (epilogue, self.literals));
+            asm.store_bytes_apart(&to, &results, self.dst.is_signed(), order, limits);
         }
     }
 }

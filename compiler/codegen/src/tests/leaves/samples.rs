@@ -305,7 +305,8 @@ fn depthwise(vectors: &Vectors) -> Vec<Sample> {
         let schedules = some(vectors, &case, 6, |s| matches!(s, Schedule::Depthwise(_)));
         all.push(Sample { label, case, schedules });
     };
-    let c = vectors.channels(3);
+    // Cells are prepared for four, two and one vector.
+    let c = vectors.channels(7);
     let build = |src, wei, kernel: [usize; 2], stride| {
         let mut build = Build::new(src, wei, [9, 11], c, c, kernel);
         build.op = Conv { stride, pad: [1; 4], groups: c, ..Conv::unit() };
