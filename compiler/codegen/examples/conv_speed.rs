@@ -36,7 +36,7 @@ const fn depthwise(name: &'static str, size: usize, c: usize, stride: usize) -> 
     Layer { groups: c, ..layer(name, size, c, c, 3, stride) }
 }
 
-const LAYERS: [Layer; 15] = [
+const LAYERS: [Layer; 17] = [
     layer("3x3 56x56 64->64", 56, 64, 64, 3, 1),
     layer("3x3 28x28 128->128", 28, 128, 128, 3, 1),
     layer("3x3 14x14 256->256", 14, 256, 256, 3, 1),
@@ -50,6 +50,8 @@ const LAYERS: [Layer; 15] = [
     depthwise("depthwise 3x3/2 112x112 96", 112, 96, 2),
     depthwise("depthwise 3x3 56x56 144", 56, 144, 1),
     depthwise("depthwise 3x3 14x14 384", 14, 384, 1),
+    depthwise("depthwise 3x3 7x7 960", 7, 960, 1),
+    depthwise("depthwise 3x3 112x112 32", 112, 32, 1),
     Layer { wei: Elem::I4, src: Elem::U4, ..layer("3x3 56x56 64->64 u4 i4", 56, 64, 64, 3, 1) },
     Layer { wei: Elem::I4, src: Elem::U4, ..layer("3x3 14x14 256->256 u4 i4", 14, 256, 256, 3, 1) },
 ];
