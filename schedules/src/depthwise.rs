@@ -42,8 +42,9 @@ pub const CELL_BYTES: usize = 4;
 const MAX_MR: usize = 8;
 /// Bytes that displacements may span.
 const FAR: usize = 1 << 30;
-/// Bytes of prepared source rows of a unit: a part of the second-level cache; and those it should not exceed.
-const REGION_BYTES: usize = 128 << 10;
+/// Bytes of prepared source rows of a unit: more than half of a first-level cache; and those it should not exceed, a part of
+/// the second-level cache.
+const REGION_BYTES: usize = 20 << 10;
 const MOST_REGION_BYTES: usize = 224 << 10;
 /// Rows of a unit from which on rows that two units read count for little.
 const MOST_ROWS: usize = 16;

@@ -30,7 +30,7 @@ const ROWS: usize = 3;
 const LITERALS: usize = 4;
 const FIRST_EPILOGUE_TABLE: usize = 5;
 /// Multiply-accumulates that take about as long as an element operation of other kernels.
-const MACS_PER_WORK: u64 = 2;
+const MACS_PER_WORK: u64 = 4;
 
 /// Output pixels of a vector of channels after which the next vector is computed.
 const BAND_PIXELS: usize = 256;
