@@ -82,7 +82,7 @@ pub(in crate::kernels) fn lower(
     };
     let isa = Isa::of(wide);
     let cells = Cells { geometry, isa, axes, vectors: schedule.vectors, rows: schedule.rows };
-    let (mut epilogue, requant_tables) = WideEpilogue::new(spec, constants, isa)?;
+    let (mut epilogue, requant_tables) = WideEpilogue::new(spec, constants, wide)?;
     cells.literals(&mut epilogue);
     let depthwise = Depthwise {
         geometry,

@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 
 use hawqc_ir::{Arg, Elem, KernelSpec, Op, Range, Tensor};
+use hawqc_schedules::WideMachine;
 
 use super::requant::{RECORD_VECTORS, WideRequant};
 use crate::asm::{Asm, Binary, Gpr, Isa, Mem, Src, V, Widen, pack_orders};
@@ -61,7 +62,7 @@ impl WideEpilogue {
     pub fn new(
         spec: &KernelSpec,
         constants: &[Option<&Tensor>],
-        isa: Isa,
+        wide: WideMachine,
     ) -> Result<(WideEpilogue, Vec<Table>), Unsupported> {
         let is_pointwise = matches!(spec.steps()[0].op, Op::Requant(_) | Op::Add(_) | Op::Clamp(_));
         let mut epilogue = WideEpilogue {
@@ -74,7 +75,7 @@ impl WideEpilogue {
         for (index, step) in spec.steps().iter().enumerate().skip(epilogue.first) {
             match &step.op {
                 Op::Requant(requant) => {
-                    let (requant, table) = WideRequant::new(spec, index, requant, constants, isa, tables.len())?;
+                    let (requant, table) = WideRequant::new(spec, index, requant, constants, wide, tables.len())?;
                     epilogue.literal(-requant.op.src_zero);
                     epilogue.literal(requant.op.dst_zero);
                     epilogue.clamp_literals(requant.limits.0, requant.limits.1);

@@ -28,7 +28,9 @@ use std::borrow::Cow;
 
 use cranelift_codegen::ir::{FuncRef, InstBuilder, StackSlotData, StackSlotKind, Value, types};
 use hawqc_ir::{Elem, KernelSpec, Range, Tensor};
-use hawqc_schedules::{ConvGeometry, Machine, Multiply, Sections, UNPACKING_PIXELS, WideSchedule, unsigned_offset};
+use hawqc_schedules::{
+    ConvGeometry, Machine, Multiply, Sections, UNPACKING_PIXELS, WideMachine, WideSchedule, unsigned_offset,
+};
 
 use super::conv::Geometry;
 use super::emit::Code;
@@ -108,7 +110,7 @@ pub(super) fn lower(
         (_, true) => Load::Nibbles,
         _ => Load::Direct,
     };
-    let (epilogue, requant_tables) = WideEpilogue::new(spec, constants, isa)?;
+    let (epilogue, requant_tables) = WideEpilogue::new(spec, constants, wide)?;
     let expands = load != Load::Direct && expands(&geometry, isa, load, schedule);
     let pad = i64::from(geometry.pad_value);
     let src_range = spec.operands()[src].int_range()?.union(Range::new(pad, pad));
@@ -190,10 +192,9 @@ fn expands(geometry: &Geometry, isa: Isa, load: Load, schedule: WideSchedule) ->
         || Micro::registers_holding_weights(multiply, load, mr, nr) > isa.registers()
 }
 
-/// The instructions of kernels that need nothing but whole vectors of channels.
-fn isa_for(machine: Machine, channels: usize) -> Result<Isa, Unsupported> {
-    let wide = machine.wide_for(channels);
-    wide.map(Isa::of).ok_or_else(|| Unsupported::new(format!("a wide kernel of {channels} channels")))
+/// The vectors of kernels that need nothing but whole vectors of channels.
+fn wide_for(machine: Machine, channels: usize) -> Result<WideMachine, Unsupported> {
+    machine.wide_for(channels).ok_or_else(|| Unsupported::new(format!("a wide kernel of {channels} channels")))
 }
 
 fn ints(values: &[i32]) -> Vec<u8> {
