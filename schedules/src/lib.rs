@@ -28,7 +28,7 @@ use thiserror::Error;
 
 pub use cells::CellAxis;
 pub use conv::{ConvGeometry, ConvSchedule};
-pub use cost::{OVERLAP_STEPS, UNPACKING_PIXELS};
+pub use cost::{OVERLAP_STEPS, unpacks_beside};
 pub use depthwise::{CELL_BYTES, DepthwiseGeometry, DepthwiseSchedule};
 pub use sections::{Sections, Spread};
 pub use strassen_schedule::StrassenSchedule;

@@ -29,7 +29,7 @@ use std::borrow::Cow;
 use cranelift_codegen::ir::{FuncRef, InstBuilder, StackSlotData, StackSlotKind, Value, types};
 use hawqc_ir::{Elem, KernelSpec, Range, Tensor};
 use hawqc_schedules::{
-    ConvGeometry, Machine, Multiply, Sections, UNPACKING_PIXELS, WideMachine, WideSchedule, unsigned_offset,
+    ConvGeometry, Machine, Multiply, Sections, WideMachine, WideSchedule, unpacks_beside, unsigned_offset,
 };
 
 use super::conv::Geometry;
@@ -111,7 +111,7 @@ pub(super) fn lower(
         _ => Load::Direct,
     };
     let (epilogue, requant_tables) = WideEpilogue::new(spec, constants, wide)?;
-    let expands = load != Load::Direct && expands(&geometry, isa, load, schedule);
+    let expands = load != Load::Direct && expands(&geometry, isa, load, schedule, run_offsets.len() * steps);
     let pad = i64::from(geometry.pad_value);
     let src_range = spec.operands()[src].int_range()?.union(Range::new(pad, pad));
     let packing =
@@ -181,12 +181,12 @@ pub(super) fn lower(
 
 /// Whether weights are turned into operands once for all tiles of a unit: if there are enough tiles, or if
 /// that cannot be done while a tile is computed.
-fn expands(geometry: &Geometry, isa: Isa, load: Load, schedule: WideSchedule) -> bool {
+fn expands(geometry: &Geometry, isa: Isa, load: Load, schedule: WideSchedule, steps: usize) -> bool {
     let WideSchedule { multiply, mr, nr, rows, .. } = schedule;
     let tiles = (rows * geometry.out[1]).div_ceil(mr);
     let has_odd_block = nr % 2 == 1 || (geometry.channels_out() / isa.lanes()) % nr % 2 == 1;
     // A dot product leaves units idle that unpack beside it, if enough pixels share a step's weights.
-    let is_free = load == Load::Nibbles && multiply == Multiply::Dot && mr >= UNPACKING_PIXELS;
+    let is_free = load == Load::Nibbles && multiply == Multiply::Dot && unpacks_beside(mr, steps);
     tiles >= EXPAND_TILES && !is_free
         || load == Load::Nibbles && has_odd_block
         || Micro::registers_holding_weights(multiply, load, mr, nr) > isa.registers()
