@@ -155,7 +155,9 @@ impl WideSchedule {
         let has_odd_block = is_odd(self.nr) || is_odd(geometry.channels_out() / wide.lanes % self.nr);
         match self.multiply {
             Multiply::I16 => true,
-            Multiply::Dot => geometry.wei == Elem::I4 && (!unpacks_beside(self.mr, depth / self.multiply.step()) || has_odd_block),
+            Multiply::Dot => {
+                geometry.wei == Elem::I4 && (!unpacks_beside(self.mr, depth / self.multiply.step()) || has_odd_block)
+            }
             _ => geometry.wei == Elem::I4,
         }
     }

@@ -233,7 +233,7 @@ impl Depthwise {
                 [Word::Start, Word::Dst, Word::Literals, Word::Offsets, Word::Rows]
                     .map(|word| a.argument(table, word as usize));
             let mut pointers = epilogue.pointers(a, (table, FIXED_WORDS), literals);
-            epilogue.hold(a, &mut pointers, Hold::Vector, self.free(epilogue) - self.held(epilogue));
+            epilogue.hold(a, &mut pointers, Hold::Vectors(1), self.free(epilogue) - self.held(epilogue));
             let pixels = Pixels { dst: self.dst, to: dst, channels: self.geometry.channels, literals };
             a.repeat_down(rows, |a| {
                 let [cells, weights] = [Word::Cells, Word::Weights].map(|word| a.argument(table, word as usize));

@@ -31,15 +31,31 @@ pub struct Pointers {
     operands: Vec<(usize, Gpr)>,
     tables: Vec<Gpr>,
     literals: Gpr,
-    held: Vec<(Constant, V)>,
+    held: Held,
+}
+
+/// Constants in registers.
+#[derive(Clone, Default)]
+pub struct Held(Vec<(Constant, V)>);
+
+impl Pointers {
+    pub fn held(self) -> Held {
+        self.held
+    }
+
+    /// Makes the steps read constants that other pointers to the same channels hold.
+    pub fn keep(&mut self, held: &Held) {
+        self.held = held.clone();
+    }
 }
 
 /// A vector that an epilogue reads.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Constant {
-    /// A vector of the record of the table's first channels.
+    /// A part of the record of a vector of channels, counted from the table's first; 0 if all have the same.
     Part {
         table: usize,
+        vector: usize,
         part: usize,
     },
     Literal(i32),
@@ -50,8 +66,8 @@ enum Constant {
 pub enum Hold {
     /// Those that are the same in all channels.
     Uniform,
-    /// Those of one vector of channels too.
-    Vector,
+    /// Those of so many vectors of channels too.
+    Vectors(usize),
 }
 
 /// In every lane of the first literals: pairs of one, nibble masks, nibble excess.
@@ -188,27 +204,37 @@ impl WideEpilogue {
         let operands = self.operands();
         let tables = (0..self.requants.len()).map(|i| asm.argument(table, first_word + operands.len() + i)).collect();
         let load = |(i, operand): (usize, &usize)| (*operand, asm.argument(table, first_word + i));
-        Pointers { operands: operands.iter().enumerate().map(load).collect(), tables, literals, held: Vec::new() }
+        Pointers { operands: operands.iter().enumerate().map(load).collect(), tables, literals, held: Held::default() }
     }
 
     /// Loads constants into up to `free` registers, those first that are read most often. Held ones of
-    /// [`Hold::Vector`] are those of the vector that the pointers are at.
+    /// [`Hold::Vectors`] are those of the vectors that the pointers are at.
     pub fn hold(&self, asm: &mut Asm, pointers: &mut Pointers, hold: Hold, free: usize) {
+        pointers.held.0.clear();
+        for constant in self.holdable(asm.isa, hold).into_iter().take(free) {
+            let register = asm.vec();
+            let from = self.place(asm.isa, pointers, constant);
+            asm.load(register, from);
+            pointers.held.0.push((constant, register));
+        }
+    }
+
+    /// Whether [`WideEpilogue::hold`] would keep all of them.
+    pub fn holds_all(&self, isa: Isa, hold: Hold, free: usize) -> bool {
+        self.holdable(isa, hold).len() <= free
+    }
+
+    /// The constants that may be held, each once, those first that are read most often.
+    fn holdable(&self, isa: Isa, hold: Hold) -> Vec<Constant> {
         let mut uses: Vec<(Constant, usize)> = Vec::new();
-        for constant in self.constants(asm.isa, hold) {
+        for constant in self.constants(isa, hold) {
             match uses.iter_mut().find(|(known, _)| *known == constant) {
                 Some((_, count)) => *count += 1,
                 None => uses.push((constant, 1)),
             }
         }
         uses.sort_by_key(|&(_, count)| std::cmp::Reverse(count));
-        pointers.held.clear();
-        for (constant, _) in uses.into_iter().take(free) {
-            let register = asm.vec();
-            let from = self.place(asm.isa, pointers, constant, 0);
-            asm.load(register, from);
-            pointers.held.push((constant, register));
-        }
+        uses.into_iter().map(|(constant, _)| constant).collect()
     }
 
     /// Registers that the steps of a sum need beside it.
@@ -223,9 +249,14 @@ impl WideEpilogue {
         for (index, step) in self.spec.steps().iter().enumerate().skip(self.first) {
             let whole = self.whole(index == last);
             if let Some(requant) = self.requants.get(&index) {
-                if hold == Hold::Vector || !requant.per_channel {
-                    all.extend(requant.parts().map(|part| Constant::Part { table: requant.table, part }));
-                }
+                let vectors = match hold {
+                    _ if !requant.per_channel => 1,
+                    Hold::Uniform => 0,
+                    Hold::Vectors(vectors) => vectors,
+                };
+                let table = requant.table;
+                let parts = |vector| requant.parts().map(move |part| Constant::Part { table, vector, part });
+                all.extend((0..vectors).flat_map(parts));
                 let zeros = [-requant.op.src_zero, requant.op.dst_zero];
                 all.extend(zeros.into_iter().filter(|&zero| zero != 0).map(Constant::Literal));
                 let limits = needed_limits(requant.limits, whole).into_iter().flatten().map(Constant::Literal);
@@ -244,23 +275,21 @@ impl WideEpilogue {
         self.spec.result().elem.range().filter(|_| is_last && self.spec.result().elem != Elem::I32)
     }
 
-    /// Where a constant lies for the vector `vector` vectors behind the pointers.
-    fn place(&self, isa: Isa, pointers: &Pointers, constant: Constant, vector: usize) -> Mem {
+    /// Where a constant lies.
+    fn place(&self, isa: Isa, pointers: &Pointers, constant: Constant) -> Mem {
         match constant {
-            Constant::Part { table, part } => {
-                let is_per_channel = self.requants.values().any(|r| r.table == table && r.per_channel);
-                let record = if is_per_channel { vector * RECORD_VECTORS } else { 0 };
-                Mem::at(pointers.tables[table], (record + part) * isa.bytes())
+            Constant::Part { table, vector, part } => {
+                Mem::at(pointers.tables[table], (vector * RECORD_VECTORS + part) * isa.bytes())
             }
             Constant::Literal(value) => self.at(isa, pointers.literals, value),
         }
     }
 
     /// A constant as an operand.
-    fn constant(&self, isa: Isa, pointers: &Pointers, constant: Constant, vector: usize) -> Src {
-        match pointers.held.iter().find(|(held, _)| *held == constant) {
+    fn constant(&self, isa: Isa, pointers: &Pointers, constant: Constant) -> Src {
+        match pointers.held.0.iter().find(|(held, _)| *held == constant) {
             Some(&(_, register)) => register.into(),
-            None => self.place(isa, pointers, constant, vector).into(),
+            None => self.place(isa, pointers, constant).into(),
         }
     }
 
@@ -388,8 +417,9 @@ impl WideEpilogue {
                 Op::Requant(_) => {
                     let requant = &self.requants[&index];
                     let isa = asm.isa;
-                    let constant = |constant: Constant| self.constant(isa, pointers, constant, vector);
-                    let part = |part: usize| constant(Constant::Part { table: requant.table, part });
+                    let constant = |constant: Constant| self.constant(isa, pointers, constant);
+                    let (table, vector) = (requant.table, if requant.per_channel { vector } else { 0 });
+                    let part = |part: usize| constant(Constant::Part { table, vector, part });
                     let scaled = requant.emit(asm, value, part, |value| constant(Constant::Literal(value)));
                     if !packs || index < last {
                         self.clamp(asm, pointers, scaled, requant.limits, whole);
@@ -417,7 +447,7 @@ impl WideEpilogue {
         let isa = asm.isa;
         for (op, limit) in [Binary::MaxI32, Binary::MinI32].into_iter().zip(needed_limits(limits, whole)) {
             if let Some(limit) = limit {
-                asm.binary(op, value, value, self.constant(isa, pointers, Constant::Literal(limit), 0));
+                asm.binary(op, value, value, self.constant(isa, pointers, Constant::Literal(limit)));
             }
         }
     }
