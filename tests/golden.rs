@@ -34,11 +34,12 @@ fn steps(spec: &KernelSpec) -> String {
         let kept = head.split(' ').filter(|word| !(wide && (word.starts_with("lo=") || word.starts_with("hi="))));
         format!("{} : {}\n", kept.collect::<Vec<_>>().join(" "), stable(&step.ty))
     });
-    lines.collect()
+    let second = spec.second().map(|second| format!("  second\n{}", steps(second)));
+    lines.chain(second).collect()
 }
 
 /// How an operand reads: a kernel by its number and name, a constant by its type.
-fn operand(graph: &Graph, numbers: &BTreeMap<ValueId, usize>, id: ValueId) -> String {
+fn operand(graph: &Graph, numbers: &BTreeMap<ValueId, String>, id: ValueId) -> String {
     match graph.op(id) {
         Op::Const(_) => {
             let ty = graph.ty(id);
@@ -52,23 +53,27 @@ fn operand(graph: &Graph, numbers: &BTreeMap<ValueId, usize>, id: ValueId) -> St
 
 fn describe(graph: &Graph) -> String {
     let mut out = String::new();
-    let mut numbers = BTreeMap::new();
+    let mut numbers: BTreeMap<ValueId, String> = BTreeMap::new();
+    let mut count = 0;
     let mut weights: BTreeMap<Elem, usize> = BTreeMap::new();
     for id in graph.values() {
+        if let Op::Second(_) = graph.op(id) {
+            numbers.insert(id, format!("second of {}", numbers[&graph.args(id)[0]]));
+        }
         let Op::Kernel(spec) = graph.op(id) else { continue };
         if let (Op::Conv(_), [_, wei, ..]) = (&spec.steps()[0].op, graph.args(id).as_slice()) {
             *weights.entry(graph.ty(*wei).elem).or_default() += graph.ty(*wei).elements();
         }
         let operands: Vec<String> = graph.args(id).iter().map(|&a| operand(graph, &numbers, a)).collect();
-        let number = numbers.len();
-        let _ = writeln!(out, "{number} {} ({}) {{\n{}}}", graph.name(id), operands.join(", "), steps(spec));
-        numbers.insert(id, number);
+        let _ = writeln!(out, "{count} {} ({}) {{\n{}}}", graph.name(id), operands.join(", "), steps(spec));
+        numbers.insert(id, count.to_string());
+        count += 1;
     }
     for (name, id) in graph.outputs() {
         let _ = writeln!(out, "output {name} = {}", operand(graph, &numbers, *id));
     }
     let weights: Vec<String> = weights.iter().map(|(elem, count)| format!("{count} {elem}")).collect();
-    format!("// {} kernels, weights: {}\n{out}", numbers.len(), weights.join(", "))
+    format!("// {count} kernels, weights: {}\n{out}", weights.join(", "))
 }
 
 fn golden(file: &str, network: &Network, plan: PrecisionPlan) {

@@ -111,7 +111,8 @@ impl ConvGeometry {
 
 /// Whether all requantisations round half up or down to the floor.
 pub(crate) fn plain_rounding(spec: &KernelSpec) -> bool {
-    spec.steps().iter().all(|step| match &step.op {
+    let steps = spec.second().into_iter().flat_map(|second| second.steps()).chain(spec.steps());
+    steps.into_iter().all(|step| match &step.op {
         Op::Requant(requant) => matches!(requant.round, Rounding::HalfUp | Rounding::Floor),
         _ => true,
     })

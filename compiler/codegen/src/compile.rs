@@ -11,7 +11,7 @@ use crate::error::CodegenError;
 use crate::interface::memory_elem;
 use crate::lower::{Listing, lower};
 use crate::object::{JIT_RESERVE_MAX_BYTES, JitCode, jit_module, object_bytes, object_module};
-use crate::program::{Options, Place, Program};
+use crate::program::{Options, Place, Program, second};
 
 /// What the manifest says of the source model.
 #[derive(Clone, Debug, Default)]
@@ -84,9 +84,9 @@ fn describe(program: &Program, info: &ModelInfo, options: &Options) -> Result<Ma
         program.constants.iter().filter(|c| c.is_weights || !weights).map(|c| c.bytes.len()).sum::<usize>()
     };
     let mut steps = Vec::new();
-    let mut values = Vec::new();
+    let (mut kept, mut values) = (Vec::new(), Vec::new());
     for step in &program.steps {
-        let (kernel, ty) = (&program.kernels[step.kernel], graph.ty(step.value));
+        let kernel = &program.kernels[step.kernel];
         let Op::Kernel(spec) = graph.op(step.value) else {
             return Err(CodegenError::Internal(format!("step {} is no kernel", step.symbol)));
         };
@@ -97,9 +97,14 @@ fn describe(program: &Program, info: &ModelInfo, options: &Options) -> Result<Ma
             macs: kernel.lowered.macs,
             notes: step.notes.clone(),
         });
-        if let (true, Place::Arena(offset)) = (options.keep_values, step.dst) {
-            let (name, elem, shape) = (step.name.clone(), memory_elem(ty), ty.shape.clone());
-            values.push(ValueDesc { name, elem, shape, offset });
+        kept.extend([step.value].into_iter().chain(second(graph, step.value)).filter(|_| options.keep_values));
+    }
+    // In the order of the graph.
+    kept.sort_unstable();
+    for value in kept {
+        if let Place::Arena(offset) = program.place_of(value)? {
+            let (name, ty) = (graph.name(value).to_owned(), graph.ty(value));
+            values.push(ValueDesc { name, elem: memory_elem(ty), shape: ty.shape.clone(), offset });
         }
     }
     let manifest = Manifest {

@@ -91,6 +91,7 @@ pub struct Step {
     /// The time expected on one thread, what was proved of the step's constants, and why preferred schedules were passed over.
     pub notes: Vec<String>,
     pub dst: Place,
+    /// With the second result's behind them.
     pub operands: Vec<Place>,
     /// Positions of the constants.
     pub tables: Vec<usize>,
@@ -313,6 +314,11 @@ pub fn root(graph: &Graph, value: ValueId) -> ValueId {
     value
 }
 
+/// The second result of a kernel.
+pub fn second(graph: &Graph, kernel: ValueId) -> Option<ValueId> {
+    graph.users(kernel).into_iter().find(|&user| matches!(graph.op(user), Op::Second(_)))
+}
+
 /// The live kernels in order; an error if the graph holds anything else that is live.
 fn kernel_values(graph: &Graph) -> Result<Vec<(ValueId, &KernelSpec)>, CodegenError> {
     let live = graph.live();
@@ -320,7 +326,7 @@ fn kernel_values(graph: &Graph) -> Result<Vec<(ValueId, &KernelSpec)>, CodegenEr
     for id in graph.values().filter(|id| live[id.index()]) {
         match graph.op(id) {
             Op::Kernel(spec) => order.push((id, spec.as_ref())),
-            Op::Input(_) | Op::Const(_) | Op::Reshape(_) => {}
+            Op::Input(_) | Op::Const(_) | Op::Reshape(_) | Op::Second(_) => {}
             op => {
                 return Err(CodegenError::NotFused { node: graph.name(id).to_owned(), op: op.name().to_owned() });
             }
@@ -333,6 +339,7 @@ fn kernel_values(graph: &Graph) -> Result<Vec<(ValueId, &KernelSpec)>, CodegenEr
 struct Draft {
     kernel: usize,
     notes: Vec<String>,
+    /// With the second result behind them.
     operands: Vec<ValueId>,
     tables: Vec<usize>,
     scratch_bytes: usize,
@@ -384,6 +391,10 @@ impl Builder {
             reason,
             spec: text::print_spec(spec),
         })?;
+        let second = second(graph, value);
+        if lowered.second != second.is_some() {
+            return Err(CodegenError::Internal(format!("{}: a second result that is not stored or not read", node())));
+        }
         let tables = std::mem::take(&mut lowered.tables);
         let count = tables.len();
         let tables = tables.into_iter().map(|table| self.constant(table.bytes, table.is_weights)).collect();
@@ -392,7 +403,7 @@ impl Builder {
         let draft = Draft {
             kernel: 0,
             notes: estimate.into_iter().chain(proof).chain(passed_over).collect(),
-            operands: lowered.operands.iter().map(|&i| args[i]).collect(),
+            operands: lowered.operands.iter().map(|&i| args[i]).chain(second).collect(),
             tables,
             scratch_bytes: lowered.scratch_bytes * lowered.max_tasks(),
             max_tasks: lowered.max_tasks(),
@@ -447,7 +458,7 @@ fn default_lowering(
     (last, lower(last), passed_over)
 }
 
-/// The blocks of memory: one for each kernel's result, then one for each step with scratch memory;
+/// The blocks of memory: one for each result of a kernel, then one for each step with scratch memory;
 /// and the block of each result. Step `i` is time `i + 1`: at time 0 integer inputs are copied in,
 /// after the last step outputs are copied out.
 fn blocks(
@@ -460,9 +471,11 @@ fn blocks(
     let mut blocks = Vec::new();
     let mut block_of = BTreeMap::new();
     for (time, &(value, _)) in order.iter().enumerate() {
-        block_of.insert(value, blocks.len());
         let first = if interface.integer_inputs().any(|v| v == value) { 0 } else { time + 1 };
-        blocks.push(Block { bytes: graph.ty(value).bytes(), first, last: time + 1 });
+        for result in [value].into_iter().chain(second(graph, value)) {
+            block_of.insert(result, blocks.len());
+            blocks.push(Block { bytes: graph.ty(result).bytes(), first, last: time + 1 });
+        }
     }
     for (time, draft) in drafts.iter().enumerate() {
         for &operand in &draft.operands {

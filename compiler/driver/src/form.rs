@@ -34,8 +34,8 @@ impl Form {
     fn admits(self, graph: &Graph, id: ValueId) -> bool {
         match (self, graph.op(id)) {
             (_, Op::Input(_) | Op::Const(_) | Op::Reshape(_)) => true,
-            (Form::Kernels, op) => matches!(op, Op::Kernel(_)),
-            (_, Op::Kernel(_)) => false,
+            (Form::Kernels, op) => matches!(op, Op::Kernel(_) | Op::Second(_)),
+            (_, Op::Kernel(_) | Op::Second(_)) => false,
             (Form::Float, Op::Quantize(_) | Op::Dequantize(_) | Op::Requant(_) | Op::Clamp(_) | Op::SumPool(_)) => {
                 false
             }

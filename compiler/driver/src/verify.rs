@@ -96,7 +96,7 @@ pub fn outputs(reference: &Graph, session: &mut Session, inputs: &[Tensor]) -> R
 pub fn per_layer(kernels: &Graph, session: &mut Session, inputs: &[Tensor]) -> Result<Vec<Difference>, Error> {
     let mut expected = Vec::new();
     interp::run_observed(kernels, inputs, |id, tensor| {
-        if matches!(kernels.op(id), Op::Kernel(_)) {
+        if matches!(kernels.op(id), Op::Kernel(_) | Op::Second(_)) {
             expected.push((kernels.name(id).to_string(), tensor.clone()));
         }
     })?;

@@ -73,6 +73,8 @@ pub struct Dyadic {
 
 impl Dyadic {
     pub const MAX_SHIFT: u8 = 62;
+    /// So that the product with a value of 16 bits is one of 32.
+    pub const SHORT_BITS: u32 = 15;
     /// Exactly one: requantising by it leaves every i32 as it is, under every rounding.
     pub const ONE: Dyadic = Dyadic { mult: 1 << 30, shift: 30 };
 
@@ -81,11 +83,20 @@ impl Dyadic {
     /// A scale too small for a shift of 62 becomes 0. `None` if `scale` is negative, not finite, or
     /// 2^30 and more (no shift of at least 1 is left).
     pub fn from_real(scale: f64) -> Option<Dyadic> {
+        Dyadic::of_bits(scale, 31)
+    }
+
+    /// The same with m of [`Dyadic::SHORT_BITS`] bits, followed by zeros.
+    pub fn short(scale: f64) -> Option<Dyadic> {
+        Dyadic::of_bits(scale, Dyadic::SHORT_BITS)
+    }
+
+    fn of_bits(scale: f64, bits: u32) -> Option<Dyadic> {
         if !scale.is_finite() || scale < 0.0 {
             return None;
         }
         let (fraction, exponent) = frexp(scale);
-        let mut mult = (fraction * (1u64 << 31) as f64 + 0.5).floor() as i64;
+        let mut mult = ((fraction * (1u64 << bits) as f64 + 0.5).floor() as i64) << (31 - bits);
         let mut shift = 31 - exponent;
         if mult == 1 << 31 {
             mult = 1 << 30;
@@ -139,6 +150,14 @@ mod tests {
         assert_eq!(Dyadic::from_real(f64::NAN), None);
         assert_eq!(Dyadic::from_real(-1.0), None);
         assert_eq!(Dyadic::from_real(1e12), None);
+    }
+
+    #[test]
+    fn short_ones() {
+        assert_eq!(Dyadic::short(0.5), Dyadic::from_real(0.5));
+        assert_eq!(Dyadic::short(1.0 - 1e-9), Some(Dyadic::ONE));
+        let short = Dyadic::short(1.0 / 3.0).unwrap();
+        assert_eq!((short.mult, short.shift), (21845 << 16, 32));
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Kernel specifications: what a fused kernel computes, and nothing about how.
 
+use std::sync::Arc;
+
 use crate::error::TypeError;
 use crate::ops::Op;
 use crate::tensor::Tensor;
@@ -25,6 +27,8 @@ pub struct Step {
 
 /// A straight-line function over typed operands; its result is the last step's.
 ///
+/// A kernel may have a *second result*, which another kernel computes from the first one and from the last operands.
+///
 /// Holds no names, no data and no schedule, and is canonical (equal computations over equal types
 /// compare equal if written in the same order), so it keys tuning tables and caches. Its meaning is
 /// its steps, interpreted one after the other.
@@ -32,15 +36,16 @@ pub struct Step {
 pub struct KernelSpec {
     operands: Vec<TensorType>,
     steps: Vec<Step>,
+    second: Option<Arc<KernelSpec>>,
 }
 
 impl KernelSpec {
     /// A kernel from operators whose arguments are operands or earlier steps; at least one step,
     /// no leaves and no kernels inside.
     pub fn new(operands: Vec<TensorType>, body: Vec<(Op, Vec<Arg>)>) -> Result<KernelSpec, TypeError> {
-        let mut spec = KernelSpec { operands, steps: Vec::new() };
+        let mut spec = KernelSpec { operands, steps: Vec::new(), second: None };
         for (op, args) in body {
-            if matches!(op, Op::Input(_) | Op::Const(_) | Op::Kernel(_)) {
+            if matches!(op, Op::Input(_) | Op::Const(_) | Op::Kernel(_) | Op::Second(_)) {
                 return Err(TypeError::new(format!("`{}` cannot stand inside a kernel", op.name())));
             }
             let types = args.iter().map(|&a| spec.arg_type(a)).collect::<Result<Vec<_>, _>>()?;
@@ -53,8 +58,36 @@ impl KernelSpec {
         Ok(spec)
     }
 
+    /// This kernel with a second result. The first operand of `second` is the first result; its others are put behind this
+    /// kernel's.
+    ///
+    /// # Errors
+    /// A second result is there already or is of another value, or `second` has two itself.
+    pub fn with_second(mut self, second: Arc<KernelSpec>) -> Result<KernelSpec, TypeError> {
+        if self.second.is_some() || second.second.is_some() {
+            return Err(TypeError::new("a kernel has two results at most"));
+        }
+        match second.operands.split_first() {
+            Some((first, others)) if first == self.result() => self.operands.extend_from_slice(others),
+            _ => return Err(TypeError::new(format!("a second result of something else than {}", self.result()))),
+        }
+        self.second = Some(second);
+        Ok(self)
+    }
+
     pub fn operands(&self) -> &[TensorType] {
         &self.operands
+    }
+
+    /// The kernel that makes the second result of the first and of the last operands.
+    pub fn second(&self) -> Option<&Arc<KernelSpec>> {
+        self.second.as_ref()
+    }
+
+    /// The position of the first operand of the second result alone.
+    pub fn second_operands(&self) -> usize {
+        let own = self.second.as_ref().map_or(0, |second| second.operands.len() - 1);
+        self.operands.len() - own
     }
 
     pub fn steps(&self) -> &[Step] {
@@ -70,7 +103,7 @@ impl KernelSpec {
         found.ok_or_else(|| TypeError::new(format!("{arg:?} does not exist (yet)")))
     }
 
-    /// The type of the result.
+    /// The type of the (first) result.
     pub fn result(&self) -> &TensorType {
         // `new` guarantees a step.
         &self.steps[self.steps.len() - 1].ty
@@ -88,7 +121,7 @@ impl KernelSpec {
         Ok(self.result().clone())
     }
 
-    /// Interprets the steps one after the other.
+    /// Interprets the steps one after the other. A second result is not computed.
     pub fn eval(&self, args: &[&Tensor]) -> Result<Tensor, TypeError> {
         let mut results: Vec<Tensor> = Vec::new();
         for step in &self.steps {

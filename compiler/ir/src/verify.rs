@@ -4,12 +4,13 @@
 //! 1. operands exist before their users, and each operator accepts its operands' types;
 //! 2. the stored type of every node is the inferred one;
 //! 3. constants have data; `mult` and `shift` of a requant are constants;
-//! 4. there is at least one output, and the names of inputs and of outputs are unique.
+//! 4. there is at least one output, and the names of inputs and of outputs are unique;
+//! 5. a second result is one of the kernel that its first operand is the result of, and of the same other operands.
 //!
 //! Every integer graph ([`check_integer`]), in addition:
-//! 5. floats exist at the border only: before a `quantize` nothing but inputs and data movement,
+//! 6. floats exist at the border only: before a `quantize` nothing but inputs and data movement,
 //!    after a `dequantize` nothing but data movement and softmax;
-//! 6. every accumulator is proved: for each output channel of a convolution, from the actual weights
+//! 7. every accumulator is proved: for each output channel of a convolution, from the actual weights
 //!    and the range of the source, `sum |w| * max|x| + |bias| < 2^31`.
 
 use std::collections::BTreeSet;
@@ -19,7 +20,7 @@ use crate::graph::{Graph, ValueId};
 use crate::ops::{Conv, Op};
 use crate::types::TensorType;
 
-/// Checks invariants 1 to 4.
+/// Checks invariants 1 to 5.
 pub fn check(graph: &Graph) -> Result<(), IrError> {
     for id in graph.values() {
         let args = graph.args(id);
@@ -31,6 +32,12 @@ pub fn check(graph: &Graph) -> Result<(), IrError> {
             && args[1..].iter().any(|&a| graph.tensor(a).is_none())
         {
             return Err(graph.invariant(id, "mult and shift must be constants"));
+        }
+        if let Op::Second(spec) = graph.op(id)
+            && !matches!(graph.op(args[0]), Op::Kernel(kernel) if kernel.second() == Some(spec)
+                && graph.args(args[0])[kernel.second_operands()..] == args[1..])
+        {
+            return Err(graph.invariant(id, "a second result of a kernel that has none like it"));
         }
     }
     check_names(graph)
@@ -79,10 +86,10 @@ pub fn check_integer(graph: &Graph) -> Result<(), IrError> {
     Ok(())
 }
 
-/// Invariant 5: a float value must be moved only, up to a `quantize` or down from a `dequantize`.
+/// Invariant 6: a float value must be moved only, up to a `quantize` or down from a `dequantize`.
 fn check_border(graph: &Graph, id: ValueId) -> Result<(), IrError> {
     let is_float_op = match graph.op(id) {
-        Op::Kernel(_) | Op::Input(_) | Op::Const(_) | Op::Quantize(_) | Op::Dequantize(_) => false,
+        Op::Kernel(_) | Op::Second(_) | Op::Input(_) | Op::Const(_) | Op::Quantize(_) | Op::Dequantize(_) => false,
         Op::Reshape(_) | Op::Transpose(_) | Op::Concat(_) | Op::Pad(_) => false,
         Op::Softmax(_) => !graph.users(id).iter().all(|&u| moves_only(graph.op(u))),
         _ => graph.ty(id).is_float(),
@@ -104,7 +111,7 @@ fn comes_from_dequantize(graph: &Graph, id: ValueId) -> bool {
         || graph.ty(id).is_float() && graph.args(id).into_iter().any(|a| comes_from_dequantize(graph, a))
 }
 
-/// Invariant 6. Weights that are not constant are bounded by their type.
+/// Invariant 7. Weights that are not constant are bounded by their type.
 fn prove_accumulator(graph: &Graph, id: ValueId, conv: &Conv) -> Result<(), IrError> {
     let args = graph.args(id);
     let Some(src) = graph.ty(args[0]).range else {

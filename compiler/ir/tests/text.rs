@@ -36,6 +36,56 @@ fn print_reads_back() {
     assert_eq!(printed, text::print(&again));
 }
 
+const TWO_RESULTS: &str = r#"
+%0 = input : u8[1,2,2,1] @"input"
+%1 = const [3,-5] : i8[2,1,1,1]
+%2 = const splat(1073741824) : i32[2]
+%3 = const [31,30] : u8[2]
+%4 = const splat(1073741824) : i32[1]
+%5 = const splat(33) : u8[1]
+%6 = kernel %0, %1, %2, %3, %4, %5 {
+  $0 = conv #0, #1 stride=[1,1] pad=[0,0,0,0] dilation=[1,1] groups=1 pad_value=0 : i32<-1275,1275>[1,2,2,2]
+  $1 = requant $0, #2, #3 src_zero=0 dst_zero=0 lo=-900 hi=900 round=half_up elem=i16 : i16<-900,900>[1,2,2,2]
+  second #4
+  $0 = requant #0, #1, #2 src_zero=0 dst_zero=0 lo=0 hi=255 round=half_up elem=u8 : u8[1,2,2,2]
+} : i16<-900,900>[1,2,2,2] @"conv"
+%7 = second %6, %4, %5 {
+  $0 = requant #0, #1, #2 src_zero=0 dst_zero=0 lo=0 hi=255 round=half_up elem=u8 : u8[1,2,2,2]
+} : u8[1,2,2,2] @"requant"
+output %6 "stream"
+output %7 "bytes"
+"#;
+
+#[test]
+fn two_results() {
+    let graph = text::parse(TWO_RESULTS, &BTreeMap::new()).unwrap();
+    verify::check(&graph).unwrap();
+    assert_eq!(graph, text::parse(&text::print(&graph), &store(&graph)).unwrap());
+    let x = Tensor::from_ints(Elem::U8, [1, 2, 2, 1], [0, 1, 100, 255]).unwrap();
+    let [stream, bytes] = <[Tensor; 2]>::try_from(interp::run(&graph, &[x]).unwrap()).unwrap();
+    assert_eq!(stream.ints().unwrap(), [0, 0, 2, -5, 150, -500, 383, -900]);
+    assert_eq!(bytes.ints().unwrap(), [0, 0, 0, 0, 19, 0, 48, 0]);
+    // A second result is one of its kernel.
+    let other = TWO_RESULTS.replace(
+        "%7 = second %6, %4, %5 {\n  $0 = requant #0, #1, #2 src_zero=0",
+        "%7 = second %6, %4, %5 {\n  $0 = requant #0, #1, #2 src_zero=1",
+    );
+    let error = verify::check(&text::parse(&other, &BTreeMap::new()).unwrap()).unwrap_err().to_string();
+    assert!(error.contains("second result of a kernel that has none"), "{error}");
+    for (from, to, expected) in [
+        ("second #4", "second #9", "no operand of the kernel"),
+        ("second #4", "second #3", "does not exist"),
+        (
+            "lo=0 hi=255 round=half_up elem=u8 : u8[1,2,2,2]\n} : i16",
+            "lo=0 hi=255 round=half_up elem=u8 : i8[1,2,2,2]\n} : i16",
+            "declared",
+        ),
+    ] {
+        let error = text::parse(&TWO_RESULTS.replacen(from, to, 1), &BTreeMap::new()).unwrap_err().to_string();
+        assert!(error.contains(expected), "{from} -> {to}: {error}");
+    }
+}
+
 #[test]
 fn large_constants_need_their_store() {
     let graph = text::parse(NETWORK, &BTreeMap::new()).unwrap();

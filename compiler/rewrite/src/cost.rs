@@ -65,7 +65,7 @@ fn application(op: &Op, operands: &[(&TensorType, bool)], out: &TensorType) -> u
         // The multiplications are the same in every alternative.
         Op::Conv(_) => read() + elements,
         Op::Concat(_) | Op::Pad(_) | Op::Transpose(_) => read() + elements * out.elem.bytes() as u64,
-        Op::Reshape(_) | Op::Kernel(_) => read(),
+        Op::Reshape(_) | Op::Kernel(_) | Op::Second(_) => read(),
         Op::Input(_) | Op::Const(_) => 0,
     };
     cost.max(1)

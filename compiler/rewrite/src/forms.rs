@@ -13,6 +13,8 @@
 //! | border in | `quantize`, or `transpose` then `quantize` |
 //! | border out | one `dequantize` or one `softmax` |
 //!
+//! A convolution may have a second result, pointwise in the first and read by a `second` node.
+//!
 //! Weights, biases, multipliers, shifts, scales and zero points are constants.
 
 use hawqc_ir::{Arg, Graph, KernelSpec, Op, TypeError, ValueId, verify};
@@ -63,7 +65,12 @@ impl Form {
             }
         };
         every_step_is_used(spec)?;
-        Ok(form)
+        match spec.second().map(|second| Form::of(second)).transpose()? {
+            Some(second) if (form, second) != (Form::Conv, Form::Pointwise) => {
+                Err(TypeError::new("a second result that is not pointwise, or not of a convolution"))
+            }
+            _ => Ok(form),
+        }
     }
 }
 
@@ -82,7 +89,7 @@ pub fn check_fused(graph: &Graph) -> Result<(), RewriteError> {
     for id in graph.values() {
         match graph.op(id) {
             Op::Input(_) | Op::Const(_) | Op::Reshape(_) => {}
-            Op::Kernel(spec) => {
+            Op::Kernel(spec) | Op::Second(spec) => {
                 Form::of(spec).map_err(|e| graph.type_error(id, e))?;
                 check_parameters(graph, id, spec)?;
             }

@@ -12,6 +12,9 @@
 //! When several anchors meet in one cone (a residual addition joining two convolutions), one convolution
 //! stays, the one that leaves the fewest bytes to the others or else the latest, and every other branch is
 //! materialised where it is narrowest.
+//!
+//! A kernel of pointwise steps over the result of a convolution's kernel and nothing else becomes the second result of that
+//! kernel, the first such one.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
@@ -206,6 +209,7 @@ fn check_operators(graph: &Graph) -> Result<(), RewriteError> {
 }
 
 fn build(graph: &Graph, cones: &BTreeMap<ValueId, Cone>) -> Result<Graph, RewriteError> {
+    let seconds = seconds(graph, cones)?;
     let mut new = Graph::new();
     let mut map: BTreeMap<ValueId, ValueId> = BTreeMap::new();
     for id in graph.values() {
@@ -220,9 +224,19 @@ fn build(graph: &Graph, cones: &BTreeMap<ValueId, Cone>) -> Result<Graph, Rewrit
                 new.copy(graph, id, &args)?
             }
             (_, Some(cone)) => {
-                let (spec, operands) = kernel(graph, id, cone)?;
+                let (mut spec, mut operands) = kernel(graph, id, cone)?;
+                if let Some(second) = seconds.get(&id) {
+                    spec = spec.with_second(Arc::clone(&second.spec)).map_err(|e| graph.type_error(id, e))?;
+                    for &parameter in &second.operands[1..] {
+                        let tensor = graph.tensor(parameter).ok_or_else(|| graph.invariant(id, "no constant"))?;
+                        map.insert(parameter, new.constant(Arc::clone(tensor)));
+                        operands.push(parameter);
+                    }
+                }
+                let is_second = operands.first().is_some_and(|src| seconds.get(src).is_some_and(|s| s.value == id));
+                let op = if is_second { Op::Second } else { Op::Kernel };
                 let operands = mapped_args(graph, &map, id, &operands)?;
-                new.add(kernel_name(graph, id, cone), Op::Kernel(Arc::new(spec)), &operands)?
+                new.add(kernel_name(graph, id, cone), op(Arc::new(spec)), &operands)?
             }
             // Inside another kernel.
             (_, None) => continue,
@@ -233,6 +247,34 @@ fn build(graph: &Graph, cones: &BTreeMap<ValueId, Cone>) -> Result<Graph, Rewrit
         new.output(name.clone(), mapped_args(graph, &map, *id, &[*id])?[0]);
     }
     Ok(new)
+}
+
+/// A second result.
+struct Second {
+    value: ValueId,
+    /// Over the first result and constants.
+    spec: Arc<KernelSpec>,
+    operands: Vec<ValueId>,
+}
+
+/// Second results by the values of their kernels.
+fn seconds(graph: &Graph, cones: &BTreeMap<ValueId, Cone>) -> Result<BTreeMap<ValueId, Second>, RewriteError> {
+    let mut found = BTreeMap::new();
+    let is_conv = |value: &ValueId| {
+        cones.get(value).and_then(|cone| cone.anchor).is_some_and(|a| matches!(graph.op(a), Op::Conv(_)))
+    };
+    for (&value, cone) in cones.iter().filter(|(_, cone)| cone.members.iter().all(|&m| is_pointwise(graph.op(m)))) {
+        let (spec, operands) = kernel(graph, value, cone)?;
+        let reads = spec.steps().iter().flat_map(|step| &step.args).filter(|arg| **arg == Arg::Operand(0)).count();
+        if let Some((src, parameters)) = operands.split_first()
+            && is_conv(src)
+            && reads == 1
+            && parameters.iter().all(|&p| graph.tensor(p).is_some())
+        {
+            found.entry(*src).or_insert(Second { value, spec: Arc::new(spec), operands });
+        }
+    }
+    Ok(found)
 }
 
 fn mapped_args(

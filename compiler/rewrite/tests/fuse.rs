@@ -59,6 +59,39 @@ output %13 "y"
     assert_eq!(fused.ty(shortcut).elem, Elem::I16);
 }
 
+/// A stream that a convolution reads in 8 bits and an addition in 16: the kernel that makes it stores both. The same values in 4
+/// bits are a kernel of their own, as is what an addition has a part in.
+#[test]
+fn second_results() {
+    let fused = fuse_and_compare(&read(
+        r#"
+%0 = input : u8[1,4,4,2] @"x"
+%1 = input : i16<-900,900>[1,4,4,3] @"stream"
+%2 = const seed(2,-8,7) : i4[3,3,3,2]
+%3 = const splat(1500000000) : i32[3]
+%4 = const splat(33) : u8[3]
+%5 = const [1073741824] : i32[1]
+%6 = const [38] : u8[1]
+%7 = conv %0, %2 stride=[1,1] pad=[1,1,1,1] dilation=[1,1] groups=1 pad_value=0 : i32<-36720,36720>[1,4,4,3] @"conv"
+%8 = requant %7, %3, %4 src_zero=0 dst_zero=0 lo=-1000 hi=1000 round=half_up elem=i16 : i16<-1000,1000>[1,4,4,3] @"conv.r"
+%9 = add %1, %8 : i32<-1900,1900>[1,4,4,3] @"sum"
+%10 = requant %9, %5, %6 src_zero=0 dst_zero=0 lo=0 hi=255 round=half_up elem=u8 : u8[1,4,4,3] @"sum.r"
+%11 = requant %8, %5, %6 src_zero=0 dst_zero=0 lo=0 hi=255 round=half_up elem=u8 : u8[1,4,4,3] @"bytes"
+%12 = requant %8, %5, %6 src_zero=0 dst_zero=0 lo=0 hi=15 round=half_up elem=u4 : u4[1,4,4,3] @"nibbles"
+output %8 "wide"
+output %10 "joined"
+output %11 "bytes"
+output %12 "nibbles"
+"#,
+    ));
+    let ops: Vec<(&str, &str)> = fused
+        .values()
+        .filter(|&id| matches!(fused.op(id), Op::Kernel(_) | Op::Second(_)))
+        .map(|id| (fused.op(id).name(), fused.name(id)))
+        .collect();
+    assert_eq!(ops, [("kernel", "conv"), ("kernel", "sum"), ("second", "bytes"), ("kernel", "nibbles")]);
+}
+
 #[test]
 fn refuses_what_is_not_integer() {
     let text = r#"

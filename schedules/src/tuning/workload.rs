@@ -7,7 +7,8 @@
 //!
 //! `conv u8[1,28,28,128] i8[128,3,3,128] stride=[1,1] ... | i32[128] ... | requant $0 #3 #4 ... u8`
 //!
-//! The first part is the anchor, the second the other operands, the rest the pointwise steps. Layers with
+//! The first part is the anchor, the second the other operands, the rest the pointwise steps; behind a `&` follows the kernel
+//! of a second result. Layers with
 //! equal texts are measured once; [`distance`] says how far two workloads are apart.
 
 use std::fmt::Write;
@@ -40,9 +41,15 @@ pub fn text(spec: &KernelSpec) -> String {
         }
         if index == 0 {
             out.push_str(" |");
-            spec.operands().iter().skip(anchor.len()).for_each(|ty| push_type(&mut out, ty, None));
+            spec.operands()[..spec.second_operands()]
+                .iter()
+                .skip(anchor.len())
+                .for_each(|ty| push_type(&mut out, ty, None));
         }
         let _ = write!(out, " {}", step.ty.elem);
+    }
+    if let Some(second) = spec.second() {
+        let _ = write!(out, " & {}", text(second));
     }
     out
 }

@@ -55,6 +55,7 @@ pub(super) fn lower(spec: &KernelSpec, constants: &[Option<&Tensor>]) -> Result<
         operands: vec![src],
         tables,
         forms: String::new(),
+        second: false,
         proof: String::new(),
         leaves: Vec::new(),
         scratch_bytes: 0,

@@ -185,6 +185,7 @@ pub(super) fn lower(
         operands,
         tables,
         forms: conv.epilogue.form(),
+        second: conv.epilogue.has_second(),
         proof: String::new(),
         leaves: Vec::new(),
         scratch_bytes: conv.gather.as_ref().map_or(0, |g| g.pixel_bytes() * schedule.tiles * schedule.mr),

@@ -17,7 +17,7 @@ use super::requant::{RequantForm, RequantTable, Scope};
 use super::{Frame, Table};
 use crate::error::Unsupported;
 
-/// The pointwise steps of a spec, from `first` to the last.
+/// The pointwise steps of a spec, from `first` to the last, and those of its second result.
 pub struct Epilogue {
     spec: KernelSpec,
     first: usize,
@@ -29,6 +29,8 @@ pub struct Epilogue {
     /// Constants of the steps; their table is the one before the requantisations'.
     literals: Literals,
     literal_slot: usize,
+    /// The steps of the second result; its operand is the first, its place in the frame follows the operands'.
+    second: Option<Box<Epilogue>>,
 }
 
 /// Where a chunk of values lies in the result.
@@ -64,6 +66,29 @@ impl Epilogue {
         constants: &[Option<&Tensor>],
         slots: Slots,
     ) -> Result<(Epilogue, Vec<Table>), Unsupported> {
+        let (mut epilogue, mut tables) = Epilogue::of(spec, first, constants, slots)?;
+        if let Some(second) = spec.second() {
+            let own: Vec<Option<&Tensor>> =
+                [None].into_iter().chain(constants[spec.second_operands()..].iter().copied()).collect();
+            let slots = Slots {
+                operand: slots.operand + epilogue.operands().len(),
+                table: slots.table + tables.len(),
+                ..slots
+            };
+            let (second, others) = Epilogue::of(second, 0, &own, slots)?;
+            tables.extend(others);
+            epilogue.second = Some(Box::new(second));
+        }
+        Ok((epilogue, tables))
+    }
+
+    /// The steps without those of a second result.
+    fn of(
+        spec: &KernelSpec,
+        first: usize,
+        constants: &[Option<&Tensor>],
+        slots: Slots,
+    ) -> Result<(Epilogue, Vec<Table>), Unsupported> {
         let mut requants = BTreeMap::new();
         let mut tables = Vec::new();
         let mut literals = Literals::default();
@@ -91,7 +116,8 @@ impl Epilogue {
         }
         tables.insert(0, Table::new(literals.bytes()));
         let (operand_slot, literal_slot) = (slots.operand, slots.table);
-        let epilogue = Epilogue { spec: spec.clone(), first, requants, operand_slot, literals, literal_slot };
+        let spec_of = spec.clone();
+        let epilogue = Epilogue { spec: spec_of, first, requants, operand_slot, literals, literal_slot, second: None };
         for operand in epilogue.operands() {
             let ty = &spec.operands()[operand];
             if ty.shape != spec.result().shape {
@@ -105,17 +131,28 @@ impl Epilogue {
 
     /// What of the constants the machine code depends on besides the spec.
     pub fn form(&self) -> String {
-        self.requants.iter().map(|(step, (form, _))| format!("{step}:{form:?} ")).collect()
+        self.forms().map(|(step, form)| format!("{step}:{form:?} ")).collect()
+    }
+
+    /// The forms of all requantisations, by their steps.
+    fn forms(&self) -> impl Iterator<Item = (usize, RequantForm)> {
+        let stages = [self].into_iter().chain(self.second.as_deref());
+        stages.flat_map(|stage| stage.requants.iter().map(|(&step, &(form, _))| (step, form)))
+    }
+
+    /// Whether there is a second result, whose place follows those of the operands.
+    pub fn has_second(&self) -> bool {
+        self.second.is_some()
     }
 
     /// Whether the same happens to every element, wherever it lies.
     pub fn is_uniform(&self) -> bool {
-        self.requants.values().all(|(form, _)| form.scope == Scope::Tensor)
+        self.forms().all(|(_, form)| form.scope == Scope::Tensor)
     }
 
     /// Whether a table is indexed by pixel.
     pub fn per_pixel(&self) -> bool {
-        self.requants.values().any(|(form, _)| form.scope == Scope::Pixel)
+        self.forms().any(|(_, form)| form.scope == Scope::Pixel)
     }
 
     /// The operands that pointwise steps read as values, each once.
@@ -135,7 +172,7 @@ impl Epilogue {
     }
 
     /// The result of the last step for a chunk, where `values` are the results of step `first - 1`
-    /// (empty if `first` is 0).
+    /// (empty if `first` is 0). Stores the second result.
     pub fn apply(
         &self,
         c: &mut Code,
@@ -143,9 +180,30 @@ impl Epilogue {
         site: Site,
         values: Vec<Value>,
     ) -> Result<Vec<Value>, Unsupported> {
+        let results = self.steps(c, frame, site, (&values, None))?;
+        if let Some(second) = &self.second {
+            let place = frame.operands.get(second.operand_slot).copied();
+            let place = place.ok_or_else(|| Unsupported::new("a second result without its place"))?;
+            let elem = second.spec.result().elem;
+            let dst = c.offset(place, site.element, elem.bytes());
+            let values = second.steps(c, frame, site, (&[], Some(&results)))?;
+            c.store_chunk(elem, &values, dst, site.lanes);
+        }
+        Ok(results)
+    }
+
+    /// The steps for a chunk. `given` are the vectors of the first operand, where it is not in memory.
+    fn steps(
+        &self,
+        c: &mut Code,
+        frame: &Frame,
+        site: Site,
+        (values, given): (&[Value], Option<&[Value]>),
+    ) -> Result<Vec<Value>, Unsupported> {
         let missing = || Unsupported::new("a pointwise step without its operand");
         let mut operands = BTreeMap::new();
-        for (position, i) in self.operands().into_iter().enumerate() {
+        let in_memory = if given.is_none() { self.operands() } else { Vec::new() };
+        for (position, i) in in_memory.into_iter().enumerate() {
             let elem = self.spec.operands()[i].elem;
             let base = *frame.operands.get(self.operand_slot + position).ok_or_else(missing)?;
             operands.insert(i, (elem, c.offset(base, site.element, elem.bytes())));
@@ -173,6 +231,9 @@ impl Epilogue {
             for (index, step) in self.spec.steps().iter().enumerate().skip(self.first) {
                 let arg = |c: &mut Code, position: usize| match step.args.get(position) {
                     Some(Arg::Step(i)) => results.get(i).copied().ok_or_else(missing),
+                    Some(Arg::Operand(0)) if given.is_some() => {
+                        given.and_then(|given| given.get(vector)).copied().ok_or_else(missing)
+                    }
                     Some(Arg::Operand(i)) => {
                         let &(elem, address) = operands.get(i).ok_or_else(missing)?;
                         let address = c.add_int(address, vector * LANES * elem.bytes());

@@ -6,7 +6,7 @@
 //!
 //! The contract of every body, wherever its code comes from: it is a function
 //! `(pointers, task, tasks)`, where `pointers` is a table of addresses in the order of
-//! [`Frame`]: the result, the operands in [`Lowered::operands`], the tables, and the scratch memory of
+//! [`Frame`]: the result, the operands in [`Lowered::operands`], the second result, the tables, and the scratch memory of
 //! all tasks. Task `t` of `n` writes its part of the result and nothing else; the parts of all tasks
 //! together are the whole. It reads no byte outside its operands and calls nothing.
 
@@ -73,6 +73,8 @@ pub struct Lowered {
     /// Operands of the spec that the body reads through pointers, in the order of the pointer
     /// table.
     pub operands: Vec<usize>,
+    /// Whether the body stores the second result of the spec; its place follows the operands' in the pointer table.
+    pub second: bool,
     pub tables: Vec<Table>,
     /// What of the constants the code (not only the tables) depends on, as text.
     pub forms: String,
@@ -101,7 +103,7 @@ impl Lowered {
 /// Addresses and numbers a body runs with.
 pub struct Frame {
     pub dst: Value,
-    /// In the order of [`Lowered::operands`].
+    /// In the order of [`Lowered::operands`], then the second result, if there is one.
     pub operands: Vec<Value>,
     pub tables: Vec<Value>,
     /// Scratch memory of this task; null if the kernel needs none.
@@ -115,7 +117,8 @@ pub struct Frame {
 impl Frame {
     /// Loads the addresses from the pointer table.
     pub fn load(c: &mut Code, lowered: &Lowered, [pointers, task, tasks]: [Value; 3], leaves: Vec<FuncRef>) -> Frame {
-        let count = 1 + lowered.operands.len() + lowered.tables.len();
+        let operands = lowered.operands.len() + usize::from(lowered.second);
+        let count = 1 + operands + lowered.tables.len();
         let mut all: Vec<Value> = (0..count).map(|i| c.load(types::I64, pointers, 8 * i)).collect();
         let scratch = match lowered.scratch_bytes {
             0 => c.int(0),
@@ -124,7 +127,7 @@ impl Frame {
                 c.offset(base, task, bytes)
             }
         };
-        let tables = all.split_off(1 + lowered.operands.len());
+        let tables = all.split_off(1 + operands);
         let operands = all.split_off(1);
         Frame { dst: all[0], operands, tables, scratch, task, tasks, leaves }
     }

@@ -53,6 +53,7 @@ pub(super) fn lower(spec: &KernelSpec) -> Result<Lowered, Unsupported> {
         operands,
         tables: Vec::new(),
         forms: String::new(),
+        second: false,
         proof: String::new(),
         leaves: Vec::new(),
         scratch_bytes: 0,

@@ -30,6 +30,7 @@ pub(super) fn lower(spec: &KernelSpec, constants: &[Option<&Tensor>]) -> Result<
         operands: epilogue.operands(),
         tables,
         forms: epilogue.form(),
+        second: epilogue.has_second(),
         proof: String::new(),
         leaves: Vec::new(),
         scratch_bytes: 0,

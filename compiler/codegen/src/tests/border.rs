@@ -47,7 +47,7 @@ fn quantize() {
                         body.push((op.into(), vec![first, Arg::Operand(1), Arg::Operand(2)]));
                         let operands = vec![Operand::Input(ty.clone(), src.clone()), scale, zero];
                         let name = format!("quantize {elem} {shape:?} {perm:?} axis {axis} {per_axis}");
-                        Case { name, operands, body }.check_default(&target);
+                        Case { name, operands, body, ..Case::default() }.check_default(&target);
                     }
                 }
             }
@@ -72,7 +72,8 @@ fn dequantize() {
                     let body =
                         vec![(Dequantize { axis }.into(), vec![Arg::Operand(0), Arg::Operand(1), Arg::Operand(2)])];
                     let name = format!("dequantize {elem} {shape:?} {axis} {n}");
-                    Case { name, operands: vec![src, Operand::Constant(scale), zero], body }.check_default(&target);
+                    Case { name, operands: vec![src, Operand::Constant(scale), zero], body, ..Case::default() }
+                        .check_default(&target);
                 }
             }
         }
@@ -90,6 +91,7 @@ fn softmax() {
                 name: format!("softmax {rows} {row}"),
                 operands: vec![src],
                 body: vec![(Softmax {}.into(), vec![Arg::Operand(0)])],
+                ..Case::default()
             };
             case.check_default(&target);
         }

@@ -44,7 +44,7 @@ impl Build {
             operands.push(Operand::Constant(seeded(&ty, seed + 2, Range::new(-100_000, 100_000)).unwrap()));
         }
         let args = (0..operands.len()).map(Arg::Operand).collect();
-        Case { name: format!("{self:?}"), operands, body: vec![(self.op.clone().into(), args)] }
+        Case { name: format!("{self:?}"), operands, body: vec![(self.op.clone().into(), args)], ..Case::default() }
     }
 
     /// With a requantisation per channel to `out`.

@@ -186,11 +186,13 @@ fn is_emulated(target: &Target) -> bool {
 }
 
 /// A kernel with its operands.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Case {
     pub name: String,
     pub operands: Vec<Operand>,
     pub body: Vec<(Op, Vec<Arg>)>,
+    /// A requantisation of the result that makes a second one, with its constants.
+    pub second: Option<(Requant, [Tensor; 2])>,
 }
 
 #[derive(Clone, Debug)]
@@ -234,7 +236,14 @@ impl Operand {
 impl Case {
     pub fn spec(&self) -> KernelSpec {
         let types = self.operands.iter().map(Operand::ty).collect();
-        KernelSpec::new(types, self.body.clone()).unwrap_or_else(|e| panic!("{}: {e}", self.name))
+        let spec = KernelSpec::new(types, self.body.clone()).unwrap_or_else(|e| panic!("{}: {e}", self.name));
+        match &self.second {
+            None => spec,
+            Some(second) => {
+                let second = second_spec(spec.result(), second);
+                spec.with_second(Arc::new(second)).unwrap_or_else(|e| panic!("{}: {e}", self.name))
+            }
+        }
     }
 
     pub fn graph(&self) -> (Graph, Vec<Tensor>) {
@@ -250,14 +259,24 @@ impl Case {
                 }
             });
         }
+        let parameters = self.second.iter().flat_map(|(_, constants)| constants.clone());
+        let parameters: Vec<ValueId> = parameters.map(|tensor| graph.constant(tensor)).collect();
+        args.extend(&parameters);
         let value = graph.add(self.name.clone(), Op::Kernel(Arc::new(self.spec())), &args).unwrap();
         graph.output("y", value);
+        if let Some(second) = self.spec().second() {
+            let args = [&[value], parameters.as_slice()].concat();
+            let second = graph.add("second", Op::Second(Arc::clone(second)), &args).unwrap();
+            graph.output("second", second);
+        }
+        verify::check(&graph).unwrap();
         (graph, inputs)
     }
 
-    pub fn expected(&self) -> Tensor {
-        let args: Vec<&Tensor> = self.operands.iter().map(Operand::tensor).collect();
-        self.spec().eval(&args).unwrap_or_else(|e| panic!("{}: {e}", self.name))
+    /// The results.
+    pub fn expected(&self) -> Vec<Tensor> {
+        let (graph, inputs) = self.graph();
+        interp::run(&graph, &inputs).unwrap_or_else(|e| panic!("{}: {e}", self.name))
     }
 
     /// The same with each weight, operand 1, replaced.
@@ -297,7 +316,7 @@ impl Case {
         self.check_against(&self.expected(), target, None, &[1, 3]);
     }
 
-    fn check_against(&self, expected: &Tensor, target: &Target, schedule: Option<Schedule>, threads: &[i64]) {
+    fn check_against(&self, expected: &[Tensor], target: &Target, schedule: Option<Schedule>, threads: &[i64]) {
         let (graph, inputs) = self.graph();
         let mut options = Options::new(target.clone());
         options.schedules.extend(schedule.map(|schedule| (self.spec(), schedule)));
@@ -312,14 +331,16 @@ impl Case {
         for &threads in threads {
             for at_end in [true, false] {
                 let found = self.run(&code, &program, &inputs, expected, threads, at_end);
-                if found != expected.to_bytes() {
-                    let found = Tensor::from_bytes(expected.elem(), expected.shape(), &found).unwrap();
-                    panic!(
-                        "{} with {} on {target}, {threads} threads:\n{}",
-                        self.name,
-                        program.kernels[0].schedule,
-                        difference(expected, &found)
-                    );
+                for (expected, found) in expected.iter().zip(found) {
+                    if found != expected.to_bytes() {
+                        let found = Tensor::from_bytes(expected.elem(), expected.shape(), &found).unwrap();
+                        panic!(
+                            "{} with {} on {target}, {threads} threads:\n{}",
+                            self.name,
+                            program.kernels[0].schedule,
+                            difference(expected, &found)
+                        );
+                    }
                 }
             }
         }
@@ -330,15 +351,16 @@ impl Case {
         code: &Code,
         program: &Program,
         inputs: &[Tensor],
-        expected: &Tensor,
+        expected: &[Tensor],
         threads: i64,
         at_end: bool,
-    ) -> Vec<u8> {
+    ) -> Vec<Vec<u8>> {
         let inputs: Vec<Guarded> = inputs.iter().map(|t| Guarded::holding(&t.to_bytes(), at_end)).collect();
-        let mut outputs = [Guarded::new(expected.to_bytes().len(), at_end)];
+        let guarded = |tensor: &Tensor| Guarded::new(tensor.to_bytes().len(), at_end);
+        let mut outputs: Vec<Guarded> = expected.iter().map(guarded).collect();
         let mut arena = Guarded::new(program.plan.arena_bytes, at_end);
         let input_pointers: Vec<*const c_void> = inputs.iter().map(|i| i.start.cast_const().cast()).collect();
-        let output_pointers = [outputs[0].start.cast::<c_void>()];
+        let output_pointers: Vec<*mut c_void> = outputs.iter().map(|o| o.start.cast()).collect();
         let call = Call {
             inputs: input_pointers.as_ptr(),
             outputs: output_pointers.as_ptr(),
@@ -350,13 +372,20 @@ impl Case {
             on_step_user: std::ptr::null_mut(),
         };
         code.run(&call, &inputs, &outputs, &arena);
-        let output = outputs[0].bytes();
-        if program.steps[0].scratch.is_none() {
-            let used = output.len();
+        let outputs: Vec<Vec<u8>> = outputs.iter_mut().map(|output| output.bytes().to_vec()).collect();
+        if program.steps[0].scratch.is_none() && outputs.len() == 1 {
+            let used = outputs[0].len();
             assert!(arena.bytes()[used..].iter().all(|&b| b == 0xa5), "{} wrote behind its result", self.name);
         }
-        output.to_vec()
+        outputs
     }
+}
+
+/// The kernel of a second result.
+fn second_spec(first: &TensorType, (requant, constants): &(Requant, [Tensor; 2])) -> KernelSpec {
+    let operands = [first.clone()].into_iter().chain(constants.iter().map(Tensor::ty)).collect();
+    let args = (0..3).map(Arg::Operand).collect();
+    KernelSpec::new(operands, vec![(requant.clone().into(), args)]).unwrap()
 }
 
 fn difference(expected: &Tensor, found: &Tensor) -> String {

@@ -11,4 +11,5 @@ mod model;
 mod movement;
 mod pointwise;
 mod pool;
+mod second;
 mod variants;

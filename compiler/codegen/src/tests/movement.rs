@@ -17,7 +17,8 @@ fn concatenation() {
                 let operands = vec![part(1), part(7), part(20)];
                 let args = (0..3).map(Arg::Operand).collect();
                 let name = format!("concat {elem} {axis}");
-                Case { name, operands, body: vec![(Concat { axis }.into(), args)] }.check_default(&target);
+                Case { name, operands, body: vec![(Concat { axis }.into(), args)], ..Case::default() }
+                    .check_default(&target);
             }
         }
     }
@@ -31,7 +32,8 @@ fn padding() {
                 let pad = Pad { pad, value: Real::new(if elem.is_float() { -0.5 } else { 3.0 }) };
                 let operands = vec![Operand::input(TensorType::new(elem, [2, 3, 4, c]), i as u64)];
                 let name = format!("pad {elem} {c}");
-                Case { name, operands, body: vec![(pad.into(), vec![Arg::Operand(0)])] }.check_default(&target);
+                Case { name, operands, body: vec![(pad.into(), vec![Arg::Operand(0)])], ..Case::default() }
+                    .check_default(&target);
             }
         }
     }
@@ -52,7 +54,7 @@ fn transposition() {
                 let name = format!("transpose {elem} {shape:?} {perm:?}");
                 let operands = vec![Operand::input(TensorType::new(elem, shape), i as u64)];
                 let body = vec![(Transpose { perm }.into(), vec![Arg::Operand(0)])];
-                Case { name, operands, body }.check_default(&target);
+                Case { name, operands, body, ..Case::default() }.check_default(&target);
             }
         }
     }

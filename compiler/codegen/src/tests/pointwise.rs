@@ -16,7 +16,12 @@ pub fn requant(op: Requant, src: TensorType, values: Vec<i64>, shape: &[usize], 
     let shift = constant(Elem::U8, pairs.iter().map(|p| p.1).collect());
     let name = format!("{op:?} of {src} by {shape:?} {:?}", &pairs[..pairs.len().min(4)]);
     let args = vec![Arg::Operand(0), Arg::Operand(1), Arg::Operand(2)];
-    Case { name, operands: vec![Operand::Input(src, tensor), mult, shift], body: vec![(op.into(), args)] }
+    Case {
+        name,
+        operands: vec![Operand::Input(src, tensor), mult, shift],
+        body: vec![(op.into(), args)],
+        ..Case::default()
+    }
 }
 
 pub fn op(round: Rounding, elem: Elem, src_zero: i32, dst_zero: i32) -> Requant {
@@ -169,7 +174,7 @@ pub fn residual(elems: [Elem; 2], out: Elem, shape: [usize; 4], seed: u64) -> Ca
         (Add {}.into(), vec![Arg::Step(0), Arg::Step(1)]),
         (clamp.into(), vec![Arg::Step(2)]),
     ];
-    Case { name: format!("residual {elems:?} {out} {shape:?}"), operands, body }
+    Case { name: format!("residual {elems:?} {out} {shape:?}"), operands, body, ..Case::default() }
 }
 
 #[test]

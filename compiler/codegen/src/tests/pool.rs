@@ -31,7 +31,12 @@ fn maximum() {
                 let ty = TensorType::new(elem, [2, 7, 5 + i, c]);
                 let src = Operand::extreme(ty.clone(), 1 + i as u64);
                 let name = format!("max {elem} {c} {pool:?}");
-                let mut case = Case { name, operands: vec![src], body: vec![(pool.into(), vec![Arg::Operand(0)])] };
+                let mut case = Case {
+                    name,
+                    operands: vec![src],
+                    body: vec![(pool.into(), vec![Arg::Operand(0)])],
+                    ..Case::default()
+                };
                 assembled += usize::from(check_all(&case, &target));
                 let constant = |elem, value| Operand::Constant(Tensor::from_ints(elem, [1], [value]).unwrap());
                 let out = [Elem::U8, Elem::I16, Elem::I8][i % 3];
@@ -69,7 +74,7 @@ fn sums_requantised_per_tensor_and_per_pixel() {
                 (requant.into(), vec![Arg::Step(0), Arg::Operand(1), Arg::Operand(2)]),
             ];
             let operands = vec![src, Operand::Constant(mult), Operand::Constant(shift)];
-            let case = Case { name: format!("sum {elem} {c} {shape:?}"), operands, body };
+            let case = Case { name: format!("sum {elem} {c} {shape:?}"), operands, body, ..Case::default() };
             case.check_default(&target);
             case.check(&target, &[Schedule::Default], &[1, 3]);
         }
@@ -85,7 +90,10 @@ fn global_sum() {
                 let elem = [Elem::U8, Elem::I16][i % 2];
                 let src = Operand::extreme(TensorType::new(elem, [1, 7, 7, c]), 3);
                 let body = vec![(pool.into(), vec![Arg::Operand(0)])];
-                check_all(&Case { name: format!("global {elem} {c}"), operands: vec![src], body }, &target);
+                check_all(
+                    &Case { name: format!("global {elem} {c}"), operands: vec![src], body, ..Case::default() },
+                    &target,
+                );
             }
         }
     }
@@ -100,7 +108,8 @@ fn tasks_have_their_own_rows() {
         let sum = SumPool { kernel: [3, 3], stride: [2, 1], pad: [1; 4], zero: -3 };
         for op in [Op::from(max), Op::from(sum)] {
             let name = format!("{op:?}");
-            let case = Case { name, operands: vec![src.clone()], body: vec![(op, vec![Arg::Operand(0)])] };
+            let case =
+                Case { name, operands: vec![src.clone()], body: vec![(op, vec![Arg::Operand(0)])], ..Case::default() };
             let schedule = Schedule::default_for(&case.spec(), machine(&target));
             case.check(&target, &[schedule], &[1, 2, 3]);
         }

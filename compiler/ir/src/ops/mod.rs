@@ -59,6 +59,9 @@ macro_rules! operators {
             $($(#[$doc])* $variant($variant),)*
             /// A fused kernel: a straight-line function over its operands.
             Kernel(Arc<KernelSpec>),
+            /// The second result of the kernel that the first operand is the first result of. It means what
+            /// [`Op::Kernel`] would.
+            Second(Arc<KernelSpec>),
         }
 
         impl Op {
@@ -69,6 +72,7 @@ macro_rules! operators {
                     Op::Const(_) => "const",
                     $(Op::$variant(_) => $name,)*
                     Op::Kernel(_) => "kernel",
+                    Op::Second(_) => "second",
                 }
             }
 
@@ -77,7 +81,7 @@ macro_rules! operators {
 
             pub(crate) fn fields(&self) -> Vec<(&'static str, String)> {
                 match self {
-                    Op::Input(_) | Op::Const(_) | Op::Kernel(_) => Vec::new(),
+                    Op::Input(_) | Op::Const(_) | Op::Kernel(_) | Op::Second(_) => Vec::new(),
                     $(Op::$variant(op) => op.fields(),)*
                 }
             }
@@ -95,7 +99,7 @@ macro_rules! operators {
                     Op::Input(ty) => ty.clone(),
                     Op::Const(_) => return Err(TypeError::new("a constant's type comes from its data")),
                     $(Op::$variant(op) => op.infer(args)?,)*
-                    Op::Kernel(spec) => spec.infer(args)?,
+                    Op::Kernel(spec) | Op::Second(spec) => spec.infer(args)?,
                 };
                 ty.check()?;
                 Ok(ty)
@@ -106,7 +110,7 @@ macro_rules! operators {
                 match self {
                     Op::Input(_) | Op::Const(_) => Err(TypeError::new("a leaf is not evaluated")),
                     $(Op::$variant(op) => op.eval(args, out),)*
-                    Op::Kernel(spec) => spec.eval(args),
+                    Op::Kernel(spec) | Op::Second(spec) => spec.eval(args),
                 }
             }
         }

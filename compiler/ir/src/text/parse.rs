@@ -77,7 +77,8 @@ impl<'a> Reader<'a> {
                 let tensor = self.constant(data.trim(), &parse_type(ty.trim())?)?;
                 self.graph.constant(tensor)
             }
-            "kernel" => self.kernel(rest)?,
+            "kernel" => self.kernel(rest, Op::Kernel)?,
+            "second" => self.kernel(rest, Op::Second)?,
             _ => self.operator(op, rest)?,
         };
         if value.index() != self.values.len() {
@@ -96,22 +97,32 @@ impl<'a> Reader<'a> {
         self.checked_add(name, op, &application.operands, ty)
     }
 
-    fn kernel(&mut self, rest: &str) -> Outcome<ValueId> {
+    fn kernel(&mut self, rest: &str, op: fn(Arc<KernelSpec>) -> Op) -> Outcome<ValueId> {
         let head = rest.strip_suffix('{').ok_or("expected `{` at the end of the line")?;
         let operands = split_application(head)?.operands;
         let args = operands.iter().map(|o| self.value(o)).collect::<Outcome<Vec<_>>>()?;
         let types: Vec<TensorType> = args.iter().map(|&a| self.graph.ty(a).clone()).collect();
+        let (spec, tail) = self.spec(types)?;
+        let (ty, name) = split_name(tail)?;
+        self.checked_add(name, op(Arc::new(spec)), &operands, ty)
+    }
+
+    /// A kernel's body over operands of the given types, and what stands behind its closing brace.
+    fn spec(&mut self, mut types: Vec<TensorType>) -> Outcome<(KernelSpec, &'a str)> {
         let mut body = Vec::new();
         let mut declared = Vec::new();
         loop {
             let line = self.next_line().ok_or("the kernel is not closed")?;
             if let Some(tail) = line.strip_prefix("} : ") {
-                let spec = KernelSpec::new(types, body).map_err(|e| e.to_string())?;
-                for (step, declared) in spec.steps().iter().zip(&declared) {
-                    check_declared(&step.ty, declared)?;
-                }
-                let (ty, name) = split_name(tail)?;
-                return self.checked_add(name, Op::Kernel(Arc::new(spec)), &operands, ty);
+                return Ok((declared_spec(types, body, &declared)?, tail));
+            }
+            if let Some(first) = line.strip_prefix("second #") {
+                let first =
+                    first.parse().ok().filter(|&n| n <= types.len()).ok_or("`#n` is no operand of the kernel")?;
+                let others = types.split_off(first);
+                let spec = declared_spec(types, body, &declared)?;
+                let (second, tail) = self.spec([spec.result().clone()].into_iter().chain(others).collect())?;
+                return Ok((spec.with_second(Arc::new(second)).map_err(|e| e.to_string())?, tail));
             }
             let prefix = format!("${} = ", body.len());
             let (op, rest) = split_word(line.strip_prefix(&prefix).ok_or(format!("expected `{prefix}...` or `}}`"))?);
@@ -194,6 +205,15 @@ pub fn seeded(ty: &TensorType, seed: u64, range: Range) -> Outcome<Tensor> {
         Tensor::from_ints(ty.elem, ty.shape.clone(), values)
     };
     tensor.map_err(|e| e.to_string())
+}
+
+/// A kernel whose steps have the declared types.
+fn declared_spec(operands: Vec<TensorType>, body: Vec<(Op, Vec<Arg>)>, declared: &[TensorType]) -> Outcome<KernelSpec> {
+    let spec = KernelSpec::new(operands, body).map_err(|e| e.to_string())?;
+    for (step, declared) in spec.steps().iter().zip(declared) {
+        check_declared(&step.ty, declared)?;
+    }
+    Ok(spec)
 }
 
 fn check_declared(inferred: &TensorType, declared: &TensorType) -> Outcome<()> {

@@ -48,12 +48,13 @@ fn print_application(out: &mut String, args: &[String], op: &Op) {
     for (key, value) in op.fields() {
         let _ = write!(out, " {key}={value}");
     }
-    if let Op::Kernel(spec) = op {
+    if let Op::Kernel(spec) | Op::Second(spec) = op {
         let _ = write!(out, " {{\n{}}}", print_spec(spec));
     }
 }
 
-/// The body of a kernel, one step a line.
+/// The body of a kernel, one step a line; behind a line `second #n`, that of its second result, whose
+/// `#0` is the first and whose other operands are the kernel's from `#n` on.
 pub fn print_spec(spec: &KernelSpec) -> String {
     let mut out = String::new();
     for (i, step) in spec.steps().iter().enumerate() {
@@ -65,6 +66,9 @@ pub fn print_spec(spec: &KernelSpec) -> String {
         let args: Vec<String> = step.args.iter().map(arg).collect();
         print_application(&mut out, &args, &step.op);
         let _ = writeln!(out, " : {}", step.ty);
+    }
+    if let Some(second) = spec.second() {
+        let _ = write!(out, "  second #{}\n{}", spec.second_operands(), print_spec(second));
     }
     out
 }

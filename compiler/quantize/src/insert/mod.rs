@@ -285,7 +285,7 @@ fn check_operators(graph: &Graph) -> Result<(), QuantizeError> {
                 continue;
             }
             Op::Pad(_) | Op::Reshape(_) | Op::Transpose(_) | Op::Softmax(_) if !constant_operand => continue,
-            Op::Input(_) | Op::Clamp(_) | Op::Dequantize(_) | Op::Kernel(_) => QUANTISED,
+            Op::Input(_) | Op::Clamp(_) | Op::Dequantize(_) | Op::Kernel(_) | Op::Second(_) => QUANTISED,
             Op::Quantize(_) | Op::Requant(_) | Op::SumPool(_) => QUANTISED,
             _ => "a constant activation; supported are constant weights and biases of convolutions",
         };

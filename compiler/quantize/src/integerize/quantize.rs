@@ -143,7 +143,10 @@ impl Lowering<'_> {
             if same && range.contains(ty.int_range()?) {
                 return Ok(term.value);
             }
-            let dyadics = self.dyadics(term, &target.scale)?;
+            // Of a factor to few bits the last 16 bits would hardly tell.
+            let is_short = ty.elem == Elem::I16 && target.elem.bytes() == 1;
+            let dyadics =
+                self.dyadics(term, &target.scale, if is_short { Dyadic::short } else { Dyadic::from_real })?;
             let op = self.requant(term, target.zero, range, target.elem);
             return self.emit_requant(name, op, term.value, &dyadics);
         }
@@ -168,7 +171,7 @@ impl Lowering<'_> {
         if term.scale == target.scale && term.zero == zero && bounds.contains(range) {
             return Ok(term.value);
         }
-        let dyadics = self.dyadics(term, &target.scale)?;
+        let dyadics = self.dyadics(term, &target.scale, Dyadic::from_real)?;
         let mut op = self.requant(term, zero, Range::new(i64::MIN, i64::MAX), Elem::I32);
         let image = dyadics.image(&op, range).clamped(bounds.lo, bounds.hi);
         (op.lo, op.hi) = (image.lo, image.hi);
@@ -176,8 +179,8 @@ impl Lowering<'_> {
         self.emit_requant(&source, op, term.value, &dyadics)
     }
 
-    /// The ratio of scales as dyadic numbers.
-    fn dyadics(&self, term: &Term, dst: &Scale) -> Result<Dyadics, Obstacle> {
+    /// The ratio of scales as dyadic numbers, each by `nearest`.
+    fn dyadics(&self, term: &Term, dst: &Scale, nearest: fn(f64) -> Option<Dyadic>) -> Result<Dyadics, Obstacle> {
         let ratio = term
             .scale
             .ratio(dst)
@@ -187,7 +190,7 @@ impl Lowering<'_> {
         })?;
         let dyadic = |&r: &f64| {
             let obstacle = || Obstacle::new(format!("a scale ratio of {r}"), "a positive ratio below 2^30");
-            Dyadic::from_real(r).ok_or_else(obstacle)
+            nearest(r).ok_or_else(obstacle)
         };
         Ok(Dyadics { shape, values: ratios.iter().map(dyadic).collect::<Result<_, _>>()? })
     }

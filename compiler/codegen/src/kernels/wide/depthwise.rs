@@ -46,7 +46,9 @@ struct Depthwise {
     dst: Elem,
     cells: Cells,
     positions: Vec<Position>,
+    /// Of the epilogue's operands, then of the second result.
     operand_bytes: Vec<usize>,
+    has_second: bool,
     table_strides: Vec<usize>,
 }
 
@@ -92,6 +94,7 @@ pub(in crate::kernels) fn lower(
         dst: spec.result().elem,
         positions: positions(axes),
         operand_bytes: epilogue.operand_bytes(),
+        has_second: epilogue.has_second(),
         table_strides: epilogue.table_strides(isa),
         cells,
     };
@@ -117,6 +120,7 @@ pub(in crate::kernels) fn lower(
         operands,
         tables,
         forms: epilogue.form(),
+        second: epilogue.has_second(),
         proof: String::new(),
         scratch_bytes: depthwise.cells.scratch_bytes(),
         units: geometry.batch * depthwise.row_blocks() * depthwise.groups(),
@@ -205,9 +209,11 @@ enum Word {
     Rows,
     /// Of the rows; see [`Depthwise::row_offsets`].
     Offsets,
+    /// The second result, if there is one; the epilogue's word of it moves from pixel to pixel.
+    Second,
 }
 
-const FIXED_WORDS: usize = 7;
+const FIXED_WORDS: usize = 8;
 
 /// How a tile reads the weights of a vector of channels.
 enum Weights {
@@ -234,6 +240,7 @@ impl Depthwise {
                     .map(|word| a.argument(table, word as usize));
             let mut pointers = epilogue.pointers(a, (table, FIXED_WORDS), literals);
             epilogue.hold(a, &mut pointers, Hold::Vectors(1), self.free(epilogue) - self.held(epilogue));
+            epilogue.place_second(a, &pointers, Mem::word(table, Word::Second as usize));
             let pixels = Pixels { dst: self.dst, to: dst, channels: self.geometry.channels, literals };
             a.repeat_down(rows, |a| {
                 let [cells, weights] = [Word::Cells, Word::Weights].map(|word| a.argument(table, word as usize));
@@ -262,9 +269,10 @@ impl Depthwise {
             (Word::Start, self.isa.bytes()),
             (Word::Dst, lanes * self.dst.bytes()),
         ];
+        let second = self.has_second.then(|| (Word::Second, lanes * self.operand_bytes.last().copied().unwrap_or(0)));
+        let fixed = fixed.into_iter().chain(second).map(|(word, bytes)| (word as usize, bytes));
         let operands = self.operand_bytes.iter().map(|bytes| lanes * bytes);
-        let behind = (FIXED_WORDS..).zip(operands.chain(self.table_strides.iter().copied()));
-        fixed.into_iter().map(|(word, bytes)| (word as usize, bytes)).chain(behind).collect()
+        fixed.chain((FIXED_WORDS..).zip(operands.chain(self.table_strides.iter().copied()))).collect()
     }
 
     /// Registers that a tile leaves: it needs its sums, an input and a product, or what the epilogue does.
@@ -426,6 +434,9 @@ impl Depthwise {
             words[Word::Offsets as usize] = c.offset(frame.tables[ROWS], in_unit, ROW_OFFSETS * Elem::I32.bytes());
             for (i, &bytes) in self.operand_bytes.iter().enumerate() {
                 words.push(c.offset(frame.operands[1 + i], element, bytes));
+            }
+            if let (true, Some(&second)) = (self.has_second, words.last()) {
+                words[Word::Second as usize] = second;
             }
             for (i, &stride) in self.table_strides.iter().enumerate() {
                 let table = frame.tables[FIRST_EPILOGUE_TABLE + i];

@@ -1,6 +1,9 @@
 //! The pointwise end of a wide kernel: requantisations, sums and clamps on vectors of `i32` lanes in
 //! registers.
 //!
+//! The steps of a second result are an epilogue of their own, whose values are loaded from where the first result has just
+//! been stored.
+//!
 //! In: the pointwise steps of a spec and the constants of its requantisations. Out: tables, and the instructions
 //! for the sums of a tile. What cannot be had here (roundings to even or away from zero, constants of one pixel,
 //! results beyond 32 bits) is refused, and the portable kernel, which has it, serves instead.
@@ -23,6 +26,8 @@ pub struct WideEpilogue {
     requants: BTreeMap<usize, WideRequant>,
     /// Constants in every lane, a vector each, behind the fixed ones.
     literals: Vec<i32>,
+    /// The steps of the second result, whose one operand is the first result; its tables are behind this one's.
+    second: Option<Box<WideEpilogue>>,
 }
 
 /// Registers with the addresses an epilogue reads from, and with constants.
@@ -32,6 +37,8 @@ pub struct Pointers {
     tables: Vec<Gpr>,
     literals: Gpr,
     held: Held,
+    /// What the second result needs stays in memory until then, as registers are few: the words of its place and of its tables.
+    second: Option<(Mem, Vec<Mem>)>,
 }
 
 /// Constants in registers.
@@ -47,6 +54,16 @@ impl Pointers {
     pub fn keep(&mut self, held: &Held) {
         self.held = held.clone();
     }
+}
+
+/// A vector of a result.
+#[derive(Clone, Copy)]
+pub struct Site {
+    /// Pixels and vectors of channels behind the pointers.
+    pub pixel: usize,
+    pub vector: usize,
+    /// Whether the vector is stored packed with others, which limits it ([`WideEpilogue::packs`]).
+    pub packed: bool,
 }
 
 /// A vector that an epilogue reads.
@@ -80,14 +97,36 @@ impl WideEpilogue {
         constants: &[Option<&Tensor>],
         wide: WideMachine,
     ) -> Result<(WideEpilogue, Vec<Table>), Unsupported> {
+        let mut tables = Vec::new();
+        let mut epilogue = WideEpilogue::of(spec, constants, wide, &mut tables)?;
+        if let Some(second) = spec.second() {
+            let own: Vec<Option<&Tensor>> =
+                [None].into_iter().chain(constants[spec.second_operands()..].iter().copied()).collect();
+            let mut others = Vec::new();
+            let mut second = WideEpilogue::of(second, &own, wide, &mut others)?;
+            tables.extend(others);
+            second.literals[FIXED_LITERALS.len()..].iter().for_each(|&value| epilogue.limit_literal(value));
+            second.literals.clone_from(&epilogue.literals);
+            epilogue.second = Some(Box::new(second));
+        }
+        Ok((epilogue, tables))
+    }
+
+    /// The steps without those of a second result. Adds their tables to `tables`.
+    fn of(
+        spec: &KernelSpec,
+        constants: &[Option<&Tensor>],
+        wide: WideMachine,
+        tables: &mut Vec<Table>,
+    ) -> Result<WideEpilogue, Unsupported> {
         let is_pointwise = matches!(spec.steps()[0].op, Op::Requant(_) | Op::Add(_) | Op::Clamp(_));
         let mut epilogue = WideEpilogue {
             spec: spec.clone(),
             first: usize::from(!is_pointwise),
             requants: BTreeMap::new(),
             literals: FIXED_LITERALS.to_vec(),
+            second: None,
         };
-        let mut tables = Vec::new();
         for (index, step) in spec.steps().iter().enumerate().skip(epilogue.first) {
             match &step.op {
                 Op::Requant(requant) => {
@@ -117,20 +156,31 @@ impl WideEpilogue {
                 return Err(Unsupported::new(format!("operand {operand} of type {ty} in a pointwise step")));
             }
         }
-        Ok((epilogue, tables))
+        Ok(epilogue)
     }
 
     /// No steps: sums of `spec`'s convolution as they are.
     pub fn none(spec: &KernelSpec) -> Result<WideEpilogue, Unsupported> {
         let step = &spec.steps()[0];
         let spec = KernelSpec::new(spec.operands().to_vec(), vec![(step.op.clone(), step.args.clone())])?;
-        Ok(WideEpilogue { spec, first: 1, requants: BTreeMap::new(), literals: FIXED_LITERALS.to_vec() })
+        let literals = FIXED_LITERALS.to_vec();
+        Ok(WideEpilogue { spec, first: 1, requants: BTreeMap::new(), literals, second: None })
     }
 
     /// What of the constants the code depends on.
     pub fn form(&self) -> String {
         let form = |(step, requant): (&usize, &WideRequant)| format!("{step}:{} ", requant.form());
-        self.requants.iter().map(form).collect()
+        self.stages().flat_map(|stage| stage.requants.iter().map(form)).collect()
+    }
+
+    /// This one and that of the second result.
+    fn stages(&self) -> impl Iterator<Item = &WideEpilogue> {
+        [self].into_iter().chain(self.second.as_deref())
+    }
+
+    /// Whether there is a second result, whose place follows those of the operands.
+    pub fn has_second(&self) -> bool {
+        self.second.is_some()
     }
 
     /// The operands that the steps read as values, each once.
@@ -149,14 +199,21 @@ impl WideEpilogue {
         out
     }
 
-    /// Bytes of an element of each of these.
+    /// Bytes of an element of each of these, then of the second result.
     pub fn operand_bytes(&self) -> Vec<usize> {
-        self.operands().iter().map(|&i| self.spec.operands()[i].elem.bytes()).collect()
+        let operands = self.operands().into_iter().map(|i| self.spec.operands()[i].elem);
+        operands.chain(self.second.as_ref().map(|second| second.elem())).map(Elem::bytes).collect()
+    }
+
+    /// Of the (first) result.
+    pub fn elem(&self) -> Elem {
+        self.spec.result().elem
     }
 
     /// By which bytes each table advances for a vector of channels, in the tables' order.
     pub fn table_strides(&self, isa: Isa) -> Vec<usize> {
-        self.requants.values().map(|r| if r.per_channel { RECORD_VECTORS * isa.bytes() } else { 0 }).collect()
+        let stride = |r: &WideRequant| if r.per_channel { RECORD_VECTORS * isa.bytes() } else { 0 };
+        self.stages().flat_map(|stage| stage.requants.values().map(stride)).collect()
     }
 
     /// Adds a constant that the kernel itself needs ([`WideEpilogue::at`]).
@@ -198,13 +255,38 @@ impl WideEpilogue {
         Mem::at(literals, (FIXED_LITERALS.len() + orders(isa) + found) * isa.bytes())
     }
 
-    /// The registers with the addresses of operands (at the tile's first pixel and channel) and of tables (at
-    /// its first channel), which are words of `table` from `first_word` on.
+    /// The addresses of operands and of the second result (at the tile's first pixel and channel) and of tables (at its first
+    /// channel), which are words of `table` from `first_word` on.
     pub fn pointers(&self, asm: &mut Asm, (table, first_word): (Gpr, usize), literals: Gpr) -> Pointers {
         let operands = self.operands();
-        let tables = (0..self.requants.len()).map(|i| asm.argument(table, first_word + operands.len() + i)).collect();
+        let first_table = first_word + self.operand_bytes().len();
+        let tables = (0..self.requants.len()).map(|i| asm.argument(table, first_table + i)).collect();
+        let second = self.second.as_ref().map(|second| {
+            let first_table = first_table + self.requants.len();
+            let words = (0..second.requants.len()).map(|i| Mem::word(table, first_table + i)).collect();
+            (Mem::word(table, first_word + operands.len()), words)
+        });
         let load = |(i, operand): (usize, &usize)| (*operand, asm.argument(table, first_word + i));
-        Pointers { operands: operands.iter().enumerate().map(load).collect(), tables, literals, held: Held::default() }
+        let operands = operands.iter().enumerate().map(load).collect();
+        Pointers { operands, tables, literals, held: Held::default(), second }
+    }
+
+    /// The epilogue that makes the second result of the first one, stored at `first` where the pointers are; its pointers, and
+    /// where its result goes.
+    pub fn second(&self, asm: &mut Asm, pointers: &Pointers, first: Gpr) -> Option<(&WideEpilogue, Pointers, Gpr)> {
+        let (epilogue, (to, tables)) = (self.second.as_deref()?, pointers.second.as_ref()?);
+        let operands = epilogue.operands().into_iter().map(|operand| (operand, first)).collect();
+        let tables = tables.iter().map(|&word| asm.load_word(word)).collect();
+        let own = Pointers { operands, tables, literals: pointers.literals, held: Held::default(), second: None };
+        Some((epilogue, own, asm.load_word(*to)))
+    }
+
+    /// Makes the second result go to the place in a word of memory.
+    pub fn place_second(&self, asm: &mut Asm, pointers: &Pointers, place: Mem) {
+        if let Some((to, _)) = &pointers.second {
+            let place = asm.load_word(place);
+            asm.store_word(*to, place);
+        }
     }
 
     /// Loads constants into up to `free` registers, those first that are read most often. Held ones of
@@ -302,15 +384,25 @@ impl WideEpilogue {
         for &(operand, pointer) in &pointers.operands {
             asm.add_int(pointer, vectors * asm.isa.lanes() * self.spec.operands()[operand].elem.bytes());
         }
-        for (&pointer, stride) in pointers.tables.iter().zip(self.table_strides(asm.isa)) {
+        let strides = self.table_strides(asm.isa);
+        for (&pointer, stride) in pointers.tables.iter().zip(&strides) {
             asm.add_int(pointer, vectors * stride);
+        }
+        if let Some((second, (to, tables))) = self.second.as_ref().zip(pointers.second.as_ref()) {
+            asm.add_to_word(*to, vectors * asm.isa.lanes() * second.elem().bytes());
+            for (&table, stride) in tables.iter().zip(&strides[pointers.tables.len()..]) {
+                asm.add_to_word(table, vectors * stride);
+            }
         }
     }
 
-    /// Moves the pointers to operands on by `pixels` pixels.
+    /// Moves the pointers to operands and to the second result on by `pixels` pixels.
     pub fn advance_pixels(&self, asm: &mut Asm, pointers: &Pointers, pixels: usize) {
         for &(operand, pointer) in &pointers.operands {
             asm.add_int(pointer, pixels * self.channels() * self.spec.operands()[operand].elem.bytes());
+        }
+        if let Some((second, (to, _))) = self.second.as_ref().zip(pointers.second.as_ref()) {
+            asm.add_to_word(*to, pixels * self.channels() * second.elem().bytes());
         }
     }
 
@@ -318,48 +410,59 @@ impl WideEpilogue {
         self.spec.result().shape.last().copied().unwrap_or(1)
     }
 
-    /// Emits the steps for the sums of a pixel that is `pixel` pixels behind the tile's first, and returns
-    /// the registers with the results.
-    pub fn emit(&self, asm: &mut Asm, pointers: &Pointers, pixel: usize, sums: &[V]) -> Vec<V> {
-        let packs = self.packs(asm.isa, sums.len());
-        let vector = |(vector, &sum): (usize, &V)| {
-            self.vector(asm, pointers, pixel * self.channels(), (vector, packs), Some(sum))
+    /// Emits the steps for a vector: on its `sum`, where the first step is the convolution's or pool's. Overwrites `sum`.
+    pub fn emit(&self, asm: &mut Asm, pointers: &Pointers, site: Site, sum: Option<V>) -> V {
+        let element = site.pixel * self.channels() + site.vector * asm.isa.lanes();
+        let load = |asm: &mut Asm, operand: usize| {
+            let elem = self.spec.operands()[operand].elem;
+            let to = asm.vec();
+            if let Some((_, pointer)) = pointers.operands.iter().find(|(o, _)| *o == operand) {
+                load_values(asm, elem, to, Mem::at(*pointer, element * elem.bytes()));
+            }
+            to
         };
-        sums.iter().enumerate().map(vector).collect()
-    }
-
-    /// The same for a pixel that the pointers are at and whose `vectors` sums are in memory, one behind the other.
-    pub fn emit_loading(&self, asm: &mut Asm, pointers: &Pointers, vectors: usize, sums: Mem) -> Vec<V> {
-        let packs = self.packs(asm.isa, vectors);
-        let vector = |vector: usize| {
-            let sum = asm.vec();
-            asm.load(sum, Mem { disp: sums.disp + (vector * asm.isa.bytes()) as i32, ..sums });
-            self.vector(asm, pointers, 0, (vector, packs), Some(sum))
-        };
-        (0..vectors).map(vector).collect()
-    }
-
-    /// Emits the steps for the sum of the pointers' vector of channels of a pixel, for a store that packs it with others and
-    /// enforces [`WideEpilogue::byte_limits`].
-    pub fn emit_packed(&self, asm: &mut Asm, pointers: &Pointers, pixel: usize, sum: V) -> V {
-        self.vector(asm, pointers, pixel * self.channels(), (0, true), Some(sum))
-    }
-
-    /// Emits the steps for the sum of one vector of channels, `vector` vectors behind the pointers', of a pixel, `pixel`
-    /// pixels behind them.
-    pub fn emit_one(&self, asm: &mut Asm, pointers: &Pointers, pixel: usize, vector: usize, sum: V) -> V {
-        self.vector(asm, pointers, pixel * self.channels(), (vector, false), Some(sum))
-    }
-
-    /// Emits the steps, of which none waits for a sum, for the next `vectors` vectors.
-    pub fn emit_values(&self, asm: &mut Asm, pointers: &Pointers, vectors: usize) -> Vec<V> {
-        let packs = self.packs(asm.isa, vectors);
-        (0..vectors).map(|vector| self.vector(asm, pointers, 0, (vector, packs), None)).collect()
+        let mut results: Vec<V> = sum.into_iter().collect();
+        let last = self.spec.steps().len() - 1;
+        for (index, step) in self.spec.steps().iter().enumerate().skip(self.first) {
+            let arg = |asm: &mut Asm, position: usize| match step.args[position] {
+                Arg::Step(i) => results[i],
+                Arg::Operand(i) => load(asm, i),
+            };
+            let value = arg(asm, 0);
+            let limited = !site.packed || index < last;
+            let whole = self.whole(index == last);
+            match &step.op {
+                Op::Requant(_) => {
+                    let requant = &self.requants[&index];
+                    let isa = asm.isa;
+                    let constant = |constant: Constant| self.constant(isa, pointers, constant);
+                    let (table, vector) = (requant.table, if requant.per_channel { site.vector } else { 0 });
+                    let part = |part: usize| constant(Constant::Part { table, vector, part });
+                    let scaled = requant.emit(asm, value, part, |value| constant(Constant::Literal(value)));
+                    if limited {
+                        self.clamp(asm, pointers, scaled, requant.limits, whole);
+                    }
+                    results.push(scaled);
+                }
+                Op::Clamp(clamp) => {
+                    if limited {
+                        self.clamp(asm, pointers, value, (clamp.lo, clamp.hi), whole);
+                    }
+                    results.push(value);
+                }
+                _ => {
+                    let other = arg(asm, 1);
+                    asm.binary(Binary::AddI32, value, value, other);
+                    results.push(value);
+                }
+            }
+        }
+        results[last]
     }
 
     /// Whether that many vectors are packed to bytes before they are stored, and so limited as bytes.
     pub fn packs(&self, isa: Isa, vectors: usize) -> bool {
-        isa == Isa::Avx512 && self.spec.result().elem.bytes() == 1 && vectors > 1
+        isa == Isa::Avx512 && self.elem().bytes() == 1 && vectors > 1
     }
 
     /// Where [`WideEpilogue::byte_limits`] lie.
@@ -384,62 +487,6 @@ impl WideEpilogue {
         let [low, high] = needed_limits(limits, self.whole(true));
         let low = low.filter(|&low| low != 0 || self.spec.result().elem.is_signed());
         [low, high].map(|limit| limit.map(|limit| splat_byte(limit.into())))
-    }
-
-    /// The last step's result for a vector of the pixel that begins at `element`; without the last limits if it `packs`.
-    fn vector(
-        &self,
-        asm: &mut Asm,
-        pointers: &Pointers,
-        element: usize,
-        (vector, packs): (usize, bool),
-        sum: Option<V>,
-    ) -> V {
-        let element = element + vector * asm.isa.lanes();
-        let load = |asm: &mut Asm, operand: usize| {
-            let elem = self.spec.operands()[operand].elem;
-            let to = asm.vec();
-            if let Some((_, pointer)) = pointers.operands.iter().find(|(o, _)| *o == operand) {
-                load_values(asm, elem, to, Mem::at(*pointer, element * elem.bytes()));
-            }
-            to
-        };
-        let mut results: Vec<V> = sum.into_iter().collect();
-        let last = self.spec.steps().len() - 1;
-        for (index, step) in self.spec.steps().iter().enumerate().skip(self.first) {
-            let arg = |asm: &mut Asm, position: usize| match step.args[position] {
-                Arg::Step(i) => results[i],
-                Arg::Operand(i) => load(asm, i),
-            };
-            let value = arg(asm, 0);
-            let whole = self.whole(index == last);
-            match &step.op {
-                Op::Requant(_) => {
-                    let requant = &self.requants[&index];
-                    let isa = asm.isa;
-                    let constant = |constant: Constant| self.constant(isa, pointers, constant);
-                    let (table, vector) = (requant.table, if requant.per_channel { vector } else { 0 });
-                    let part = |part: usize| constant(Constant::Part { table, vector, part });
-                    let scaled = requant.emit(asm, value, part, |value| constant(Constant::Literal(value)));
-                    if !packs || index < last {
-                        self.clamp(asm, pointers, scaled, requant.limits, whole);
-                    }
-                    results.push(scaled);
-                }
-                Op::Clamp(clamp) => {
-                    if !packs || index < last {
-                        self.clamp(asm, pointers, value, (clamp.lo, clamp.hi), whole);
-                    }
-                    results.push(value);
-                }
-                _ => {
-                    let other = arg(asm, 1);
-                    asm.binary(Binary::AddI32, value, value, other);
-                    results.push(value);
-                }
-            }
-        }
-        results[last]
     }
 
     /// Limits lanes; a limit that the store's saturation to `whole` enforces costs nothing.

@@ -60,6 +60,7 @@ pub(in crate::kernels) fn lower(
         operands: vec![src],
         tables: vec![literals],
         forms: String::new(),
+        second: false,
         proof: String::new(),
         leaves: vec![Leaf { name: "image".into(), code }],
         scratch_bytes: 0,

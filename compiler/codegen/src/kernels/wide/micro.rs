@@ -15,7 +15,7 @@ use hawqc_ir::Elem;
 use hawqc_schedules::{Multiply, Spread};
 
 use super::epilogue::{Held, Hold, WideEpilogue};
-use super::store::store;
+use super::store::{Pixels, Vectors};
 use super::window::Window;
 use crate::asm::{Asm, AsmError, Binary, Gpr, Isa, Mem, Shift, Src, V, Widen};
 
@@ -250,7 +250,6 @@ impl Micro<'_> {
     fn finish(&self, asm: &mut Asm, table: Gpr, tile: &Tile, held: Option<&Held>) {
         let literals = asm.argument(table, Word::Literals as usize);
         let dst = asm.argument(table, Word::Dst as usize);
-        let row_bytes = self.channels * self.dst.bytes();
         let mut pointers = self.epilogue.pointers(asm, (table, FIXED_WORDS), literals);
         match held {
             Some(held) => pointers.keep(held),
@@ -259,9 +258,10 @@ impl Micro<'_> {
                 self.epilogue.hold(asm, &mut pointers, Hold::Uniform, free);
             }
         }
+        let pixels = Pixels { dst: self.dst, to: dst, channels: self.channels, literals };
         for (pixel, sums) in tile.acc.chunks(tile.nr).enumerate() {
-            let results = self.epilogue.emit(asm, &pointers, pixel, sums);
-            store(asm, self.dst, Mem::at(dst, pixel * row_bytes), &results, (self.epilogue, literals));
+            let vectors = Vectors { pixel, first: 0, count: sums.len() };
+            pixels.finish_pixel(asm, self.epilogue, &pointers, vectors, |_, vector| Some(sums[vector]));
         }
     }
 

@@ -168,6 +168,7 @@ pub(super) fn lower(
         operands,
         tables,
         forms: format!("{}{window:?}", epilogue.form()),
+        second: epilogue.has_second(),
         proof: if multiply == Multiply::Sum16 { window.to_string() } else { String::new() },
         scratch_bytes: wide.source.scratch_bytes(schedule.rows) + wide.panel_bytes(),
         units: wide.row_units() * wide.channel_groups(),

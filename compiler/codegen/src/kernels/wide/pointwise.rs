@@ -7,9 +7,9 @@ use hawqc_ir::{Elem, KernelSpec, Tensor};
 use hawqc_schedules::Machine;
 
 use super::epilogue::{Hold, WideEpilogue};
-use super::store::store;
+use super::store::{Pixels, Vectors};
 use super::{call, wide_for};
-use crate::asm::{Asm, AsmError, Isa, Mem};
+use crate::asm::{Asm, AsmError, Isa};
 use crate::error::Unsupported;
 use crate::kernels::emit::Code;
 use crate::kernels::{Body, Frame, Leaf, Lowered};
@@ -62,6 +62,7 @@ pub(in crate::kernels) fn lower(
         operands: epilogue.operands(),
         tables,
         forms: epilogue.form(),
+        second: epilogue.has_second(),
         proof: String::new(),
         leaves: vec![Leaf { name: "pointwise".into(), code }],
         scratch_bytes: 0,
@@ -82,9 +83,9 @@ fn assemble(isa: Isa, epilogue: &WideEpilogue, dst: Elem, vectors: usize) -> Res
     let mut pointers = epilogue.pointers(a, (table, 2), literals);
     let free = isa.registers().saturating_sub(UNROLL + epilogue.temporaries());
     epilogue.hold(a, &mut pointers, Hold::Uniform, free);
+    let pixels = Pixels { dst, to, channels: vectors * isa.lanes(), literals };
     let round = |a: &mut Asm, count: usize| {
-        let results = epilogue.emit_values(a, &pointers, count);
-        store(a, dst, Mem::at(to, 0), &results, (epilogue, literals));
+        pixels.finish_values(a, epilogue, &pointers, Vectors { pixel: 0, first: 0, count });
         a.add_int(to, count * isa.lanes() * dst.bytes());
         epilogue.advance_by(a, &pointers, count);
     };

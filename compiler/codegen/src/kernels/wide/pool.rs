@@ -10,7 +10,7 @@ use hawqc_ir::{Arg, Elem, KernelSpec, Op, Range, Tensor, Window};
 use hawqc_schedules::Machine;
 
 use super::epilogue::{WideEpilogue, load_values};
-use super::store::store;
+use super::store::{Pixels, Vectors};
 use super::{call, wide_for};
 use crate::asm::{Asm, AsmError, Binary, Gpr, Isa, Mem, V};
 use crate::error::Unsupported;
@@ -107,6 +107,7 @@ pub(in crate::kernels) fn lower(
         operands,
         tables,
         forms: epilogue.form(),
+        second: epilogue.has_second(),
         proof: String::new(),
         leaves,
         scratch_bytes: (pool.columns() * pool.column_bytes()).next_multiple_of(64),
@@ -256,18 +257,13 @@ impl Pool {
         a.set_even_mask();
         let [src, dst, literals] = [0, 1, 2].map(|word| a.argument(table, word));
         let pointers = epilogue.pointers(a, (table, 3), literals);
+        let results = Pixels { dst: self.dst, to: dst, channels: self.channels, literals };
         let lanes = self.isa.lanes();
         a.repeat(self.channels / lanes, |a| {
             let sums: Vec<V> = (0..pixels).map(|pixel| self.fold_window(a, epilogue, literals, src, pixel)).collect();
             for (pixel, &sum) in sums.iter().enumerate() {
-                let results = epilogue.emit(a, &pointers, pixel, &[sum]);
-                store(
-                    a,
-                    self.dst,
-                    Mem::at(dst, pixel * self.channels * self.dst.bytes()),
-                    &results,
-                    (epilogue, literals),
-                );
+                let vectors = Vectors { pixel, first: 0, count: 1 };
+                results.finish_pixel(a, epilogue, &pointers, vectors, |_, _| Some(sum));
             }
             a.add_int(src, lanes * self.folded_bytes());
             a.add_int(dst, lanes * self.dst.bytes());

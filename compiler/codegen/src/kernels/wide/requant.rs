@@ -6,7 +6,8 @@
 //! floor((p + 2^(E-1)) / 2^E) = floor((h + 2^(E-33)) / 2^(E-32)), in 32 bits, as |h| <= 2^30 and E <= 62. That |result| <
 //! 2^31 before the clamp is checked from the source's range.
 //!
-//! Values of 16 bits take their products with the halves of m in 32 bits instead ([`Product::Halves`]).
+//! Values of 16 bits take their products with the halves of m in 32 bits instead ([`Product::Halves`]), those with short m
+//! ([`hawqc_ir::Dyadic::short`]) with the upper one alone.
 
 use hawqc_ir::{Arg, KernelSpec, Range, Requant, Rounding, Tensor, TensorType};
 use hawqc_schedules::WideMachine;
@@ -46,6 +47,8 @@ enum Product {
     Wide { scaled: bool },
     /// v is of 16 bits: its products with the halves of m, each in 32 bits. `signed`: v may be negative.
     Halves { signed: bool },
+    /// The same where the lower halves of all m are 0.
+    Upper,
 }
 
 /// Constants of a requantisation, lane by lane.
@@ -61,7 +64,7 @@ struct Lane {
 }
 
 impl Lane {
-    /// The record of [`Product::Halves`]. With m = u 2^16 + l, |v| < 2^15 and f = e - 16,
+    /// The record of [`Product::Halves`]. With m = u 2^16 + l, -2^15 <= v < 2^15 and f = e - 16,
     /// floor((v m + 2^(e-1)) / 2^e) = floor((v u + floor(v l / 2^16) + 2^(f-1)) / 2^f), all within 2^30 + 2^14 + 2^29.
     /// l is rounded to the nearest if v may be negative, so that it is of 16 bits with sign, otherwise down.
     fn halves(&self, signed: bool) -> Option<[i32; RECORD_VECTORS]> {
@@ -113,9 +116,10 @@ impl WideRequant {
         }
         let limits = reached_limits(requant, range, &lanes);
         let signed = range.lo < zero;
-        let halves =
-            lanes.iter().map(|lane| lane.halves(signed)).collect::<Option<_>>().filter(|_| magnitude < 1 << 15);
+        let is_short = range.lo - zero >= -(1 << 15) && range.hi - zero < 1 << 15;
+        let halves = lanes.iter().map(|lane| lane.halves(signed)).collect::<Option<Vec<_>>>().filter(|_| is_short);
         let (product, records) = match halves {
+            Some(halves) if halves.iter().all(|record| record[LOWER] == 0) => (Product::Upper, halves),
             Some(halves) => (Product::Halves { signed }, halves),
             None => {
                 let odd = |i: usize| if i.is_multiple_of(2) { lanes[i + 1].mult } else { 0 };
@@ -138,7 +142,7 @@ impl WideRequant {
         let [unsigned, signed] = [false, true].map(|signed| is(Product::Halves { signed }));
         let scaled = is(Product::Wide { scaled: true });
         let limits = [self.limits.0 > i64::MIN, self.limits.1 < i64::MAX];
-        let bits = [self.per_channel, unsigned, signed, scaled, limits[0], limits[1]];
+        let bits = [self.per_channel, unsigned, signed, is(Product::Upper), scaled, limits[0], limits[1]];
         bits.map(|bit| if bit { '1' } else { '0' }).iter().collect()
     }
 
@@ -148,7 +152,6 @@ impl WideRequant {
         if self.op.src_zero != 0 {
             asm.binary(Binary::AddI32, value, value, literal(-self.op.src_zero));
         }
-        let other = asm.vec();
         let add_half = |asm: &mut Asm, value: V| {
             if self.op.round != Rounding::Floor {
                 asm.binary(Binary::AddI32, value, value, part(HALF));
@@ -156,6 +159,7 @@ impl WideRequant {
         };
         let value = match self.product {
             Product::Wide { scaled } => {
+                let other = asm.vec();
                 if scaled {
                     asm.shift_by(ShiftBy::LeftI32, value, value, part(LEFT));
                 }
@@ -166,7 +170,13 @@ impl WideRequant {
                 add_half(asm, high);
                 high
             }
+            Product::Upper => {
+                asm.binary(Binary::Maddwd, value, value, part(UPPER));
+                add_half(asm, value);
+                value
+            }
             Product::Halves { signed } => {
+                let other = asm.vec();
                 if signed {
                     asm.binary(Binary::Maddwd, other, value, part(LOWER));
                     asm.shift(Shift::RightI32, other, other, 16);
@@ -200,8 +210,12 @@ impl WideRequant {
     pub fn parts(&self) -> impl Iterator<Item = usize> {
         let half = (self.op.round != Rounding::Floor).then_some(HALF);
         let left = (self.product == Product::Wide { scaled: true }).then_some(LEFT);
-        let second = if matches!(self.product, Product::Halves { .. }) { LOWER } else { self.odd_mult() };
-        [MULT, second, SHIFT].into_iter().chain(half).chain(left)
+        let second = match self.product {
+            Product::Wide { .. } => Some(self.odd_mult()),
+            Product::Halves { .. } => Some(LOWER),
+            Product::Upper => None,
+        };
+        [MULT, SHIFT].into_iter().chain(second).chain(half).chain(left)
     }
 }
 

@@ -12,7 +12,7 @@ use hawqc_schedules::OVERLAP_STEPS;
 
 use super::epilogue::{Held, Hold};
 use super::micro::{FIXED_WORDS, Micro, Tile, TileCode, UNROLL, Word, begin_run};
-use super::store::store;
+use super::store::{Pixels, Vectors};
 use crate::asm::{Asm, AsmError, Gpr, Mem};
 
 /// The products that the epilogue of one pixel is put beside.
@@ -74,7 +74,8 @@ impl Micro<'_> {
         let TileCode { mut asm, table, tile, .. } = code;
         let Tile { mr, nr, .. } = tile;
         let waiting = Waiting { first: asm.frame_slots(mr * nr), pixel_bytes: nr * self.isa.bytes() };
-        let runs = self.begin_with_results(&mut asm, table, &tile, 0);
+        self.prefetch_results(&mut asm, table, 0..mr, nr);
+        let runs = self.begin_runs(&mut asm, table, &tile);
         self.plain_runs(&mut asm, &tile, runs, self.runs);
         let tiles = Mem::word(table, Word::Tiles as usize);
         asm.decrement_word(tiles);
@@ -82,8 +83,7 @@ impl Micro<'_> {
             self.order_channels(asm, table, &tile);
             waiting.put(asm, &tile);
             self.next_inputs(asm, table, &tile);
-            // The words still tell where the results of the tile before go.
-            let runs = self.begin_with_results(asm, table, &tile, mr);
+            let runs = self.begin_runs(asm, table, &tile);
             match portion {
                 Portion::Steps(beside) => {
                     self.first_run(asm, table, &tile, (&waiting, *beside), runs);
@@ -92,7 +92,7 @@ impl Micro<'_> {
                 Portion::Run => {
                     waiting.every_pixel(asm, mr, |asm, sums| {
                         let run = |asm: &mut Asm| self.plain_run(asm, &tile, runs);
-                        asm.beside(run, |asm| self.finish_pixel(asm, table, nr, sums));
+                        asm.beside(run, |asm| self.finish_pixel(asm, table, &tile, sums));
                     });
                     self.plain_runs(asm, &tile, runs, self.runs - mr);
                 }
@@ -100,7 +100,7 @@ impl Micro<'_> {
         });
         self.order_channels(&mut asm, table, &tile);
         waiting.put(&mut asm, &tile);
-        waiting.every_pixel(&mut asm, mr, |asm, sums| self.finish_pixel(asm, table, nr, sums));
+        waiting.every_pixel(&mut asm, mr, |asm, sums| self.finish_pixel(asm, table, &tile, sums));
         asm.finish()
     }
 
@@ -119,11 +119,10 @@ impl Micro<'_> {
         }
     }
 
-    /// Begins a tile whose results are `pixels` pixels behind what the words say; returns the runs' address.
-    fn begin_with_results(&self, asm: &mut Asm, table: Gpr, tile: &Tile, pixels: usize) -> Gpr {
+    /// Begins a tile; returns the runs' address.
+    fn begin_runs(&self, asm: &mut Asm, table: Gpr, tile: &Tile) -> Gpr {
         self.begin(asm, table, tile);
         self.start(asm, table, tile);
-        self.prefetch_results(asm, table, pixels..pixels + tile.mr, tile.nr);
         asm.argument(table, Word::Runs as usize)
     }
 
@@ -142,18 +141,25 @@ impl Micro<'_> {
     fn first_run(&self, asm: &mut Asm, table: Gpr, tile: &Tile, (waiting, beside): (&Waiting, usize), runs: Gpr) {
         begin_run(asm, tile, runs);
         waiting.every_pixel(asm, tile.mr, |asm, sums| {
-            asm.beside(|asm| self.steps(asm, tile, beside), |asm| self.finish_pixel(asm, table, tile.nr, sums));
+            asm.beside(|asm| self.steps(asm, tile, beside), |asm| self.finish_pixel(asm, table, tile, sums));
         });
         self.steps(asm, tile, self.steps - beside * tile.mr);
     }
 
     /// The epilogue of a pixel whose sums are at `sums`. The words of its results move on to the next pixel's.
-    fn finish_pixel(&self, asm: &mut Asm, table: Gpr, nr: usize, sums: Mem) {
+    fn finish_pixel(&self, asm: &mut Asm, table: Gpr, tile: &Tile, sums: Mem) {
+        let nr = tile.nr;
+        self.prefetch_results(asm, table, tile.mr..tile.mr + 1, nr);
         let literals = asm.argument(table, Word::Literals as usize);
         let pointers = self.epilogue.pointers(asm, (table, FIXED_WORDS), literals);
-        let results = self.epilogue.emit_loading(asm, &pointers, nr, sums);
-        let dst = asm.argument(table, Word::Dst as usize);
-        store(asm, self.dst, Mem::at(dst, 0), &results, (self.epilogue, literals));
+        let to = asm.argument(table, Word::Dst as usize);
+        let pixels = Pixels { dst: self.dst, to, channels: self.channels, literals };
+        let load = |asm: &mut Asm, vector: usize| {
+            let sum = asm.vec();
+            asm.load(sum, Mem { disp: sums.disp + (vector * asm.isa.bytes()) as i32, ..sums });
+            Some(sum)
+        };
+        pixels.finish_pixel(asm, self.epilogue, &pointers, Vectors { pixel: 0, first: 0, count: nr }, load);
         self.next_results(asm, table, 1);
     }
 }

@@ -4,11 +4,11 @@
 
 use hawqc_ir::Elem;
 
-use super::epilogue::{Pointers, WideEpilogue, pack_orders_at};
+use super::epilogue::{Pointers, Site, WideEpilogue, pack_orders_at};
 use crate::asm::{Asm, Gpr, Mem, V};
 
 /// Stores the results of an epilogue for one pixel, narrowed with saturation.
-pub fn store(asm: &mut Asm, dst: Elem, to: Mem, mut vectors: &[V], (epilogue, literals): (&WideEpilogue, Gpr)) {
+fn store(asm: &mut Asm, dst: Elem, to: Mem, mut vectors: &[V], (epilogue, literals): (&WideEpilogue, Gpr)) {
     let lanes = asm.isa.lanes();
     let orders = pack_orders_at(asm.isa, literals);
     if let (true, Some([order, _])) = (epilogue.packs(asm.isa, vectors.len()), orders) {
@@ -55,26 +55,84 @@ pub struct Pixels {
     pub literals: Gpr,
 }
 
+/// Consecutive vectors of a pixel.
+#[derive(Clone, Copy)]
+pub struct Vectors {
+    pub pixel: usize,
+    pub first: usize,
+    pub count: usize,
+}
+
 impl Pixels {
-    fn at(&self, pixel: usize) -> Mem {
-        Mem::at(self.to, pixel * self.channels * self.dst.bytes())
+    /// A vector of the results of a pixel.
+    fn at(&self, pixel: usize, vector: usize, lanes: usize) -> Mem {
+        Mem::at(self.to, (pixel * self.channels + vector * lanes) * self.dst.bytes())
+    }
+
+    /// Where second results go, with their epilogue and its pointers.
+    fn second<'a>(
+        &self,
+        asm: &mut Asm,
+        epilogue: &'a WideEpilogue,
+        pointers: &Pointers,
+    ) -> Option<(Pixels, &'a WideEpilogue, Pointers)> {
+        let (second, pointers, to) = epilogue.second(asm, pointers, self.to)?;
+        Some((Pixels { dst: second.elem(), to, ..*self }, second, pointers))
+    }
+
+    /// The epilogue on the sums of some vectors of a pixel, and their results stored. `sum` gives the sum of a vector, if the
+    /// epilogue begins with one.
+    pub fn finish_pixel(
+        &self,
+        asm: &mut Asm,
+        epilogue: &WideEpilogue,
+        pointers: &Pointers,
+        vectors: Vectors,
+        sum: impl Fn(&mut Asm, usize) -> Option<V>,
+    ) {
+        let Vectors { pixel, first, count } = vectors;
+        let packed = epilogue.packs(asm.isa, count);
+        let result = |vector: usize| {
+            let sum = sum(asm, vector);
+            epilogue.emit(asm, pointers, Site { pixel, vector: first + vector, packed }, sum)
+        };
+        let results: Vec<V> = (0..count).map(result).collect();
+        store(asm, self.dst, self.at(pixel, first, asm.isa.lanes()), &results, (epilogue, self.literals));
+        if let Some((pixels, second, pointers)) = self.second(asm, epilogue, pointers) {
+            pixels.finish_values(asm, second, &pointers, vectors);
+        }
+    }
+
+    /// The same for an epilogue that begins with operands.
+    pub fn finish_values(&self, asm: &mut Asm, epilogue: &WideEpilogue, pointers: &Pointers, vectors: Vectors) {
+        self.finish_pixel(asm, epilogue, pointers, vectors, |_, _| None);
     }
 
     /// The epilogue on the sums of a vector of channels of some pixels, given by number, and their results stored.
     pub fn finish(&self, asm: &mut Asm, epilogue: &WideEpilogue, pointers: &Pointers, sums: &[(usize, V)]) {
-        let most = if self.dst.bytes() == 1 { 4 } else { 1 };
-        for some in sums.chunks(most) {
-            if let &[(pixel, sum)] = some {
-                let results = epilogue.emit(asm, pointers, pixel, &[sum]);
-                store(asm, self.dst, self.at(pixel), &results, (epilogue, self.literals));
-                continue;
-            }
-            let result = |&(pixel, sum): &(usize, V)| epilogue.emit_packed(asm, pointers, pixel, sum);
+        let sums: Vec<(usize, Option<V>)> = sums.iter().map(|&(pixel, sum)| (pixel, Some(sum))).collect();
+        self.finish_pixels(asm, epilogue, pointers, &sums);
+    }
+
+    fn finish_pixels(&self, asm: &mut Asm, epilogue: &WideEpilogue, pointers: &Pointers, sums: &[(usize, Option<V>)]) {
+        for some in sums.chunks(if self.dst.bytes() == 1 { 4 } else { 1 }) {
+            let packed = some.len() > 1;
+            let result = |&(pixel, sum): &(usize, Option<V>)| {
+                epilogue.emit(asm, pointers, Site { pixel, vector: 0, packed }, sum)
+            };
             let results: Vec<V> = some.iter().map(result).collect();
-            let to: Vec<Mem> = some.iter().map(|&(pixel, _)| self.at(pixel)).collect();
-            let limits = epilogue.byte_limits_at(asm.isa, self.literals);
-            let order = pack_orders_at(asm.isa, self.literals).map(|[order, _]| order);
-            asm.store_bytes_apart(&to, &results, self.dst.is_signed(), order, limits);
+            let to: Vec<Mem> = some.iter().map(|&(pixel, _)| self.at(pixel, 0, asm.isa.lanes())).collect();
+            if packed {
+                let limits = epilogue.byte_limits_at(asm.isa, self.literals);
+                let order = pack_orders_at(asm.isa, self.literals).map(|[order, _]| order);
+                asm.store_bytes_apart(&to, &results, self.dst.is_signed(), order, limits);
+            } else {
+                store(asm, self.dst, to[0], &results, (epilogue, self.literals));
+            }
+        }
+        if let Some((pixels, second, pointers)) = self.second(asm, epilogue, pointers) {
+            let again: Vec<(usize, Option<V>)> = sums.iter().map(|&(pixel, _)| (pixel, None)).collect();
+            pixels.finish_pixels(asm, second, &pointers, &again);
         }
     }
 }

@@ -15,7 +15,7 @@ use hawqc_schedules::{ConvGeometry, Machine, Multiply, StrassenSchedule};
 
 use super::epilogue::{Hold, WideEpilogue, splat_byte};
 use super::positions::{Buffers, FIRST_EPILOGUE_TABLE, Group, LITERALS, Positions};
-use super::store::store;
+use super::store::{Pixels, Vectors};
 use super::window::Window;
 use super::{MACS_PER_WORK, call};
 use crate::asm::{Asm, AsmError, Binary, Isa, Mem, V};
@@ -103,6 +103,7 @@ pub fn lower(
         operands: reads,
         tables,
         forms: format!("{}{:?}", epilogue.form(), operands.offsets),
+        second: epilogue.has_second(),
         proof: operands.to_string(),
         scratch_bytes: strassen.positions.scratch().iter().sum(),
         units: strassen.pixel_units() * strassen.channel_groups(),
@@ -122,10 +123,6 @@ impl Strassen {
     /// Channels of a part.
     fn part_in(&self) -> usize {
         self.geometry.group_in / self.parts()
-    }
-
-    fn part_out(&self) -> usize {
-        self.geometry.group_out / self.parts()
     }
 
     fn channel_groups(&self) -> usize {
@@ -220,7 +217,7 @@ impl Strassen {
         let sums = self.parts() * self.parts();
         let free = self.isa.registers().saturating_sub(2 * sums + epilogue.temporaries());
         epilogue.hold(a, &mut pointers, Hold::Uniform, free);
-        let channels = self.geometry.channels_out();
+        let pixels = Pixels { dst: self.dst, to, channels: self.geometry.channels_out(), literals };
         a.repeat_down(vectors, |a| {
             let values = combine(a, self.levels.0, &|position| Mem::at(from, position * self.positions.sums_bytes()));
             for (block, value) in values.into_iter().enumerate() {
@@ -228,9 +225,8 @@ impl Strassen {
                 if pixel >= valid {
                     continue;
                 }
-                let result = epilogue.emit_one(a, &pointers, pixel, part * self.positions.vectors(), value);
-                let element = pixel * channels + part * self.part_out();
-                store(a, self.dst, Mem::at(to, element * self.dst.bytes()), &[result], (epilogue, literals));
+                let vectors = Vectors { pixel, first: part * self.positions.vectors(), count: 1 };
+                pixels.finish_pixel(a, epilogue, &pointers, vectors, |_, _| Some(value));
             }
             a.add_int(from, self.isa.bytes());
             a.add_int(to, self.isa.lanes() * self.dst.bytes());

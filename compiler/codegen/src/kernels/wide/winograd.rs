@@ -122,6 +122,7 @@ pub fn lower(
         operands,
         tables,
         forms: format!("{}{:?}", epilogue.form(), winograd.positions.groups),
+        second: epilogue.has_second(),
         proof: proof.to_string(),
         scratch_bytes: winograd.scratch().iter().sum(),
         units: winograd.row_units() * winograd.channel_groups(),

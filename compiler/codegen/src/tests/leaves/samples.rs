@@ -11,6 +11,7 @@ use crate::target::Target;
 use crate::tests::conv::{Build, with_residual};
 use crate::tests::harness::{Case, Operand};
 use crate::tests::pointwise;
+use crate::tests::second::with_second;
 
 /// Vectors of a target. A target with wider ones uses these where channels do not fill the wider.
 pub struct Vectors {
@@ -232,6 +233,9 @@ fn direct(vectors: &Vectors) -> Vec<Sample> {
                 case.operands[position] = Operand::input(ty, 1);
             }
             let schedules = some(vectors, &case, 4, is_wide);
+            if out == Elem::I16 {
+                of("convolution and second result", with_second(case.clone(), Elem::U8, turn), schedules.clone());
+            }
             of("convolution and residual", case, schedules);
         }
     }
@@ -276,6 +280,7 @@ fn winograd(vectors: &Vectors) -> Vec<Sample> {
         of("Winograd, other kernels", narrow(&case), 1);
     }
     let case = build(Elem::U8, Elem::I8, [3, 3]).requantised(Elem::I16, Rounding::HalfUp);
+    of("Winograd and second result", with_second(case.clone(), Elem::U8, 0), 1);
     of("Winograd and residual", with_residual(case, Elem::U8, Elem::U8, 0), 1);
     of("Winograd to sums", narrow(&build(Elem::U4, Elem::I4, [3, 3]).case()), 1);
     all
@@ -327,6 +332,8 @@ fn depthwise(vectors: &Vectors) -> Vec<Sample> {
         let case = build(Elem::U8, Elem::I8, [3, 3], [1, 1]).requantised(Elem::I16, Rounding::HalfUp);
         of("depthwise and residual", with_residual(case, elem, Elem::U8, 0));
     }
+    let case = build(Elem::U8, Elem::I8, [3, 3], [1, 1]).requantised(Elem::I16, Rounding::HalfUp);
+    of("depthwise with a second result", with_second(case, Elem::U8, 0));
     all
 }
 
@@ -358,7 +365,7 @@ fn pools(vectors: &Vectors) -> Vec<Sample> {
             let requant = Requant::to_range(out.range().unwrap(), out);
             let args = vec![Arg::Step(0), Arg::Operand(1), Arg::Operand(2)];
             let body = vec![(op, vec![Arg::Operand(0)]), (requant.into(), args)];
-            assembled(label, Case { name: format!("{label} {elem}"), operands, body })
+            assembled(label, Case { name: format!("{label} {elem}"), operands, body, ..Case::default() })
         };
         for (kernel, stride, pad) in [([3, 3], [2, 2], [1; 4]), ([2, 3], [1, 1], [0; 4])] {
             let max: Op = MaxPool { kernel, stride, pad, dilation: [1, 1] }.into();
@@ -366,6 +373,7 @@ fn pools(vectors: &Vectors) -> Vec<Sample> {
                 name: format!("maximum {elem}"),
                 operands: input(elem.range().unwrap()),
                 body: vec![(max.clone(), vec![Arg::Operand(0)])],
+                ..Case::default()
             };
             all.push(assembled("maximum", case));
             all.push(requantised("maximum, requantised", max, &[1]));
@@ -375,8 +383,12 @@ fn pools(vectors: &Vectors) -> Vec<Sample> {
         let square: Op = SumPool { kernel: [8, 8], stride: [1, 1], pad: [0; 4], zero: 3 }.into();
         if elem != Elem::I32 {
             let name = format!("sum {elem}");
-            let case =
-                Case { name, operands: input(elem.range().unwrap()), body: vec![(square, vec![Arg::Operand(0)])] };
+            let case = Case {
+                name,
+                operands: input(elem.range().unwrap()),
+                body: vec![(square, vec![Arg::Operand(0)])],
+                ..Case::default()
+            };
             all.push(assembled("sum", case));
         }
     }
@@ -447,6 +459,7 @@ fn images(vectors: &Vectors) -> Vec<Sample> {
                         (Transpose { perm: vec![0, 2, 3, 1] }.into(), vec![Arg::Operand(0)]),
                         (quantize.into(), vec![Arg::Step(0), Arg::Operand(1), Arg::Operand(2)]),
                     ],
+                    ..Case::default()
                 };
                 all.push(assembled("image", case));
             }
