@@ -42,9 +42,9 @@ pub const CELL_BYTES: usize = 4;
 const MAX_MR: usize = 8;
 /// Bytes that displacements may span.
 const FAR: usize = 1 << 30;
-/// Bytes of prepared source rows of a unit: more than half of a first-level cache; and those it should not exceed, a part of
-/// the second-level cache.
-const REGION_BYTES: usize = 20 << 10;
+/// Bytes of prepared source rows of a unit: a part of the first-level cache, or else of the second; and those it should not
+/// exceed.
+const REGION_BYTES: [usize; 2] = [20 << 10, 128 << 10];
 const MOST_REGION_BYTES: usize = 224 << 10;
 /// Rows of a unit from which on rows that two units read count for little.
 const MOST_ROWS: usize = 16;
@@ -113,17 +113,19 @@ impl DepthwiseSchedule {
         let vectors_all = geometry.channels / wide.lanes;
         let rows_all = geometry.out[0].min(MOST_ROWS);
         let bytes = |rows: usize, vectors: usize| geometry.region_bytes(wide, rows, vectors);
-        let mut parts = (1..=vectors_all)
-            .rev()
-            .filter(|&v| vectors_all.is_multiple_of(v) && v * wide.lanes >= geometry.channels.min(LINE_CHANNELS));
-        if let Some(vectors) = parts.find(|&v| bytes(rows_all, v) <= REGION_BYTES) {
-            let rows = geometry.out[0].div_ceil(geometry.out[0].div_ceil(rows_all));
-            return Some(DepthwiseSchedule { mr, rows, vectors });
-        }
-        let rows = (1..=rows_all).rev().find(|&rows| bytes(rows, vectors_all) <= MOST_REGION_BYTES).unwrap_or(1);
+        let is_part =
+            |v: usize| vectors_all.is_multiple_of(v) && v * wide.lanes >= geometry.channels.min(LINE_CHANNELS);
+        let largest = |region: usize| (1..=vectors_all).rev().find(|&v| is_part(v) && bytes(rows_all, v) <= region);
+        let (most, vectors) = match REGION_BYTES.into_iter().find_map(largest) {
+            Some(vectors) => (rows_all, vectors),
+            None => {
+                let fits = |rows: &usize| bytes(*rows, vectors_all) <= MOST_REGION_BYTES;
+                ((1..=rows_all).rev().find(fits).unwrap_or(1), vectors_all)
+            }
+        };
         // Equal units.
-        let rows = geometry.out[0].div_ceil(geometry.out[0].div_ceil(rows));
-        Some(DepthwiseSchedule { mr, rows, vectors: vectors_all })
+        let rows = geometry.out[0].div_ceil(geometry.out[0].div_ceil(most));
+        Some(DepthwiseSchedule { mr, rows, vectors }).filter(|schedule| schedule.legal(geometry, machine).is_ok())
     }
 
     pub(crate) fn candidates(geometry: &DepthwiseGeometry, machine: Machine) -> Vec<DepthwiseSchedule> {

@@ -13,6 +13,8 @@ use crate::asm::{Asm, AsmError, Binary, Gpr, Isa, Mem, Shift, V, Widen};
 use crate::kernels::conv::Geometry;
 use crate::kernels::emit::Code;
 
+/// Vectors of channels whose cells are made at once: those whose bytes fill a vector.
+const MOST_VECTORS: usize = 4;
 /// The low half of a lane.
 const LOW_HALF: i32 = 0xffff;
 
@@ -176,16 +178,15 @@ impl Cells {
         let from = registers.from.iter().zip(inside.iter().cycle());
         let from: Vec<Gpr> = from.map(|(&from, &inside)| if inside { from } else { registers.pad }).collect();
         registers.at.iter().for_each(|&at| a.set(at, 0));
-        let most = if self.are_bytes() { 4 } else { 2 };
         let part = |a: &mut Asm, vectors: usize| {
             self.vectors(a, registers, &from, vectors);
             a.add_int(registers.at[0], vectors * self.isa.lanes() * self.geometry.src.bytes());
             a.add_int(registers.at[1], vectors * self.vector_bytes());
         };
-        if self.vectors >= most {
-            a.repeat(self.vectors / most, |a| part(a, most));
+        if self.vectors >= MOST_VECTORS {
+            a.repeat(self.vectors / MOST_VECTORS, |a| part(a, MOST_VECTORS));
         }
-        let rest = self.vectors % most;
+        let rest = self.vectors % MOST_VECTORS;
         [2, 1].into_iter().filter(|vectors| rest & vectors != 0).for_each(|vectors| part(a, vectors));
         a.add_int(registers.to, self.isa.bytes());
         for (places, &step) in registers.from.chunks(self.axes[1].cell).zip(&registers.steps) {
@@ -232,7 +233,7 @@ impl Cells {
     }
 }
 
-/// The first `vectors` vectors, at most 4, of four values' bytes in turn. Each 128 bits of the values have 4 bytes of every
+/// The first `vectors` vectors, at most [`MOST_VECTORS`], of four values' bytes in turn. Each 128 bits of the values have 4 bytes of every
 /// vector.
 fn interleave(a: &mut Asm, values: &[V], vectors: usize) -> Vec<V> {
     let mut cells = Vec::new();
