@@ -41,7 +41,7 @@ const COPIED: usize = 10;
 /// Nanoseconds of each, from `schedules/data/zen3_avx2.txt`.
 const AVX2: [f64; TERMS] = [0.0879, 0.0490, 10.2714, 0.0336, 0.0207, 1.9251, 0.0000, 0.0428, 0.0638, 0.0422, 0.0136];
 /// From `schedules/data/zen4_avx512.txt`.
-const DOT: [f64; TERMS] = [0.2569, 0.0168, 1.1062, 0.0290, 0.0715, 3.3799, 1.1017, 0.0122, 0.0104, 0.0514, 0.0296];
+const DOT: [f64; TERMS] = [0.2569, 0.0168, 1.1169, 0.0290, 0.0714, 3.3796, 1.1009, 0.0122, 0.0102, 0.0513, 0.0296];
 
 /// Products that a tile must have at least, for the unit that forms them not to wait for sums.
 const LATENCY: usize = 5;
@@ -80,8 +80,9 @@ struct Products {
 /// What is counted of tiles: [`PRODUCT`], [`SOURCE`], [`TILE`], [`CROWD`] and [`WEIGHT`].
 type Tiles = [usize; 5];
 
-/// Pixels of a tile from which on 4-bit weights are unpacked beside its dot products at no cost.
-pub const UNPACKING_PIXELS: usize = 3;
+/// Pixels of a tile from which on 4-bit weights are unpacked beside its dot products at no cost, if it has steps enough for its
+/// epilogue not to want the same units.
+const UNPACKING_PIXELS: usize = 3;
 /// Steps of a tile from which on the epilogue of the tile before is put beside its products; with fewer, storing the sums
 /// costs more than is hidden.
 pub const OVERLAP_STEPS: usize = 16;
@@ -91,6 +92,11 @@ const OVERLAP_PIXELS: usize = 6;
 const OVERLAP_REGISTERS: usize = 2;
 /// Most steps of a run that is put beside a pixel as a whole.
 const OVERLAP_RUN: usize = 4;
+
+/// Whether 4-bit weights of a tile of `mr` pixels are unpacked beside its dot products rather than ahead of the tiles.
+pub fn unpacks_beside(mr: usize, steps: usize) -> bool {
+    mr >= UNPACKING_PIXELS && steps >= OVERLAP_STEPS
+}
 
 impl Products {
     /// For pixels that no tile reaches beyond.
@@ -144,12 +150,14 @@ fn times(counts: Tiles, factor: usize) -> Tiles {
 impl WideSchedule {
     /// Whether weights are made operands once for all tiles of a unit: 16-bit ones, and 4-bit ones that are not unpacked beside
     /// dot products.
-    fn expands(&self, geometry: &ConvGeometry, wide: WideMachine) -> bool {
+    fn expands(&self, geometry: &ConvGeometry, wide: WideMachine, depth: usize) -> bool {
         let is_odd = |vectors: usize| !vectors.is_multiple_of(2);
         let has_odd_block = is_odd(self.nr) || is_odd(geometry.channels_out() / wide.lanes % self.nr);
         match self.multiply {
             Multiply::I16 => true,
-            Multiply::Dot => geometry.wei == Elem::I4 && (self.mr < UNPACKING_PIXELS || has_odd_block),
+            Multiply::Dot => {
+                geometry.wei == Elem::I4 && (!unpacks_beside(self.mr, depth / self.multiply.step()) || has_odd_block)
+            }
             _ => geometry.wei == Elem::I4,
         }
     }
@@ -173,7 +181,7 @@ impl WideSchedule {
         [counts[PRODUCT], counts[SOURCE], counts[TILE], counts[CROWD], counts[WEIGHT]] =
             tiles.map(|count| count as f64);
         let weights = (rows.div_ceil(self.rows) * channels * depth) as f64;
-        if self.expands(geometry, wide) {
+        if self.expands(geometry, wide, depth) {
             counts[PREPARED] = weights;
         } else {
             counts[WEIGHT_BYTE] = if four_bits { weights / 2.0 } else { weights };

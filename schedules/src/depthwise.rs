@@ -2,13 +2,14 @@
 //!
 //! The kernel computes `mr` pixels of a row at a time, vector of channels by vector of channels. A unit of work,
 //! which one task runs, is a block of `rows` output rows of an image by `vectors` vectors of channels, whose source
-//! rows are brought into the form that the products want once.
+//! rows are brought into the form that the products want once: cells of 4 bytes a channel.
 
 use std::fmt;
 use std::str::FromStr;
 
-use hawqc_ir::{Arg, KernelSpec, Op};
+use hawqc_ir::{Arg, Elem, KernelSpec, Op};
 
+use crate::cells::CellAxis;
 use crate::conv::plain_rounding;
 use crate::{Machine, WideMachine};
 
@@ -32,11 +33,18 @@ pub struct DepthwiseGeometry {
     pub dilation: [usize; 2],
     /// Source and weights of up to 16 bits, roundings half up or down to the floor.
     plain: bool,
+    /// Source and weights of up to 8 bits, the weights signed.
+    bytes: bool,
 }
 
+/// Bytes of a channel's cell.
+pub const CELL_BYTES: usize = 4;
 const MAX_MR: usize = 8;
-/// Bytes of prepared source rows of a unit: a part of the second-level cache; and those it should not exceed.
-const REGION_BYTES: usize = 128 << 10;
+/// Bytes that displacements may span.
+const FAR: usize = 1 << 30;
+/// Bytes of prepared source rows of a unit: a part of the first-level cache, or else of the second; and those it should not
+/// exceed.
+const REGION_BYTES: [usize; 2] = [20 << 10, 128 << 10];
 const MOST_REGION_BYTES: usize = 224 << 10;
 /// Rows of a unit from which on rows that two units read count for little.
 const MOST_ROWS: usize = 16;
@@ -61,6 +69,7 @@ impl DepthwiseGeometry {
             stride: conv.stride,
             dilation: conv.dilation,
             plain: src.elem.bytes() <= 2 && wei.elem.bytes() <= 2 && plain_rounding(spec),
+            bytes: src.elem.bytes() == 1 && matches!(wei.elem, Elem::I4 | Elem::I8),
         })
     }
 
@@ -69,12 +78,28 @@ impl DepthwiseGeometry {
         machine.wide_for(self.channels).filter(|_| self.plain)
     }
 
+    /// Rows and columns of a channel that lie side by side where they are multiplied: those of 2x2 bytes, which an
+    /// 8-bit dot product takes, or two rows of 16 bits.
+    pub fn axes(&self, wide: WideMachine) -> [CellAxis; 2] {
+        let cell = [2, if self.bytes && wide.dot { 2 } else { 1 }];
+        [0, 1].map(|axis| CellAxis {
+            kernel: self.kernel[axis],
+            stride: self.stride[axis],
+            dilation: self.dilation[axis],
+            cell: cell[axis],
+        })
+    }
+
     /// Bytes of the prepared rows of a unit.
-    fn region_bytes(&self, rows: usize, channels: usize) -> usize {
-        let extent =
-            |axis: usize, out: usize| (out - 1) * self.stride[axis] + (self.kernel[axis] - 1) * self.dilation[axis] + 1;
-        // Rows in pairs of 16-bit values.
-        extent(0, rows).div_ceil(2) * extent(1, self.out[1]) * channels * 4
+    fn region_bytes(&self, wide: WideMachine, rows: usize, vectors: usize) -> usize {
+        let [y, x] = self.axes(wide);
+        y.extent(rows) * x.extent(self.out[1]) * vectors * wide.lanes * CELL_BYTES
+    }
+
+    /// Whether every tile of a row begins in the same phase.
+    fn tiles_begin_alike(&self, wide: WideMachine, mr: usize) -> bool {
+        let [_, x] = self.axes(wide);
+        self.out[1] <= mr || x.begin(mr).1 == 0
     }
 }
 
@@ -83,21 +108,24 @@ impl DepthwiseSchedule {
     /// rows of all channels as fit, as reading parts of cache lines costs more than reading rows again.
     pub(crate) fn default_for(geometry: &DepthwiseGeometry, machine: Machine) -> Option<DepthwiseSchedule> {
         let wide = geometry.wide_machine(machine)?;
-        let mr = (1..=MAX_MR).min_by_key(|mr| geometry.out[1].div_ceil(*mr))?;
+        let alike = |mr: &usize| geometry.tiles_begin_alike(wide, *mr);
+        let mr = (1..=MAX_MR).filter(alike).min_by_key(|mr| geometry.out[1].div_ceil(*mr))?;
         let vectors_all = geometry.channels / wide.lanes;
         let rows_all = geometry.out[0].min(MOST_ROWS);
-        let bytes = |rows: usize, vectors: usize| geometry.region_bytes(rows, vectors * wide.lanes);
-        let mut parts = (1..=vectors_all)
-            .rev()
-            .filter(|&v| vectors_all.is_multiple_of(v) && v * wide.lanes >= geometry.channels.min(LINE_CHANNELS));
-        if let Some(vectors) = parts.find(|&v| bytes(rows_all, v) <= REGION_BYTES) {
-            let rows = geometry.out[0].div_ceil(geometry.out[0].div_ceil(rows_all));
-            return Some(DepthwiseSchedule { mr, rows, vectors });
-        }
-        let rows = (1..=rows_all).rev().find(|&rows| bytes(rows, vectors_all) <= MOST_REGION_BYTES).unwrap_or(1);
+        let bytes = |rows: usize, vectors: usize| geometry.region_bytes(wide, rows, vectors);
+        let is_part =
+            |v: usize| vectors_all.is_multiple_of(v) && v * wide.lanes >= geometry.channels.min(LINE_CHANNELS);
+        let largest = |region: usize| (1..=vectors_all).rev().find(|&v| is_part(v) && bytes(rows_all, v) <= region);
+        let (most, vectors) = match REGION_BYTES.into_iter().find_map(largest) {
+            Some(vectors) => (rows_all, vectors),
+            None => {
+                let fits = |rows: &usize| bytes(*rows, vectors_all) <= MOST_REGION_BYTES;
+                ((1..=rows_all).rev().find(fits).unwrap_or(1), vectors_all)
+            }
+        };
         // Equal units.
-        let rows = geometry.out[0].div_ceil(geometry.out[0].div_ceil(rows));
-        Some(DepthwiseSchedule { mr, rows, vectors: vectors_all })
+        let rows = geometry.out[0].div_ceil(geometry.out[0].div_ceil(most));
+        Some(DepthwiseSchedule { mr, rows, vectors }).filter(|schedule| schedule.legal(geometry, machine).is_ok())
     }
 
     pub(crate) fn candidates(geometry: &DepthwiseGeometry, machine: Machine) -> Vec<DepthwiseSchedule> {
@@ -115,7 +143,7 @@ impl DepthwiseSchedule {
             }
         }
         all.retain(|s| {
-            let bytes = geometry.region_bytes(s.rows, s.vectors * wide.lanes);
+            let bytes = geometry.region_bytes(wide, s.rows, s.vectors);
             bytes <= MOST_REGION_BYTES && s.legal(geometry, machine).is_ok()
         });
         all.push(first);
@@ -144,6 +172,12 @@ impl DepthwiseSchedule {
         let vectors_all = geometry.channels / wide.lanes;
         if vectors == 0 || !vectors_all.is_multiple_of(vectors) {
             return Err(format!("{vectors} does not divide {vectors_all} vectors of channels"));
+        }
+        if !geometry.tiles_begin_alike(wide, mr) {
+            return Err(format!("tiles of {mr} pixels begin in either column of two"));
+        }
+        if geometry.region_bytes(wide, rows, vectors) > FAR {
+            return Err("the source rows of a unit are too long".to_owned());
         }
         Ok(())
     }

@@ -6,6 +6,7 @@
 //! measuring them; [`latency`] holds what was measured.
 
 mod assembled;
+mod cells;
 mod conv;
 mod cost;
 mod depthwise;
@@ -25,9 +26,10 @@ use std::str::FromStr;
 use hawqc_ir::KernelSpec;
 use thiserror::Error;
 
+pub use cells::CellAxis;
 pub use conv::{ConvGeometry, ConvSchedule};
-pub use cost::{OVERLAP_STEPS, UNPACKING_PIXELS};
-pub use depthwise::{DepthwiseGeometry, DepthwiseSchedule};
+pub use cost::{OVERLAP_STEPS, unpacks_beside};
+pub use depthwise::{CELL_BYTES, DepthwiseGeometry, DepthwiseSchedule};
 pub use sections::{Sections, Spread};
 pub use strassen_schedule::StrassenSchedule;
 pub use wide::{Multiply, WideSchedule, unsigned_offset};

@@ -49,6 +49,8 @@ fn every_candidate_is_legal_and_reads_back() {
         conv([9, 9], 128, 128, Elem::I8, 32),
         conv_of(Elem::I8, [5, 8], 60, 96, Elem::I4, 4),
         conv([7, 7], 9, 9, Elem::I4, 9),
+        conv([14, 14], 96, 96, Elem::I8, 96),
+        conv_of(Elem::I16, [13, 21], 24, 24, Elem::I8, 24),
         filtered(16, 32, [3, 3], [2, 2]),
         filtered(16, 32, [5, 5], [1, 1]),
         filtered(16, 32, [1, 7], [1, 1]),
@@ -101,6 +103,47 @@ fn other_kernels_have_the_default_only() {
         Schedule::Default.legal(&spec, X86).unwrap();
         let tile: Schedule = "conv mr=3 nr=4 tiles=1 blocks=1".parse().unwrap();
         assert!(matches!(tile.legal(&spec, X86), Err(ScheduleError::Illegal { .. })));
+    }
+}
+
+/// Tiles of an odd number of pixels begin in different phases where cells are two columns wide.
+#[test]
+fn depthwise_tiles_begin_in_one_phase() {
+    let bytes = conv([14, 14], 96, 96, Elem::I8, 96);
+    let words = conv_of(Elem::I16, [14, 14], 96, 96, Elem::I8, 96);
+    let one_tile = conv([7, 7], 96, 96, Elem::I8, 96);
+    let odd: Schedule = "depthwise mr=7 rows=7 vectors=3".parse().unwrap();
+    let even: Schedule = "depthwise mr=6 rows=7 vectors=3".parse().unwrap();
+    let error = odd.legal(&bytes, AVX512).unwrap_err().to_string();
+    assert!(error.contains("either column"), "{error}");
+    even.legal(&bytes, AVX512).unwrap();
+    for (spec, machine) in [(&words, AVX512), (&one_tile, AVX512), (&bytes, AVX2)] {
+        odd.legal(spec, machine).unwrap();
+    }
+}
+
+/// The tap that a place of a cell meets is the one that lies there.
+#[test]
+fn cells_hold_the_taps_of_every_output() {
+    for (kernel, stride, dilation, cell) in
+        [(3, 1, 1, 2), (3, 2, 1, 2), (5, 3, 2, 2), (1, 1, 1, 2), (2, 2, 3, 2), (7, 1, 1, 1)]
+    {
+        let axis = CellAxis { kernel, stride, dilation, cell };
+        for output in 0..5 {
+            let (first, phase) = axis.begin(output);
+            assert!(phase < axis.phases());
+            let taps: Vec<usize> = (0..kernel).map(|tap| output * stride + tap * dilation).collect();
+            let cells = axis.cells(phase);
+            assert!(cells.iter().all(|cell| axis.all_cells().contains(cell)));
+            let met = |&cell: &usize| {
+                let places = (0..axis.cell).map(move |place| (place, axis.tap(phase, cell, place)));
+                places.filter_map(move |(place, tap)| tap.map(|tap| (tap, (first + cell) * axis.cell + place)))
+            };
+            let mut found: Vec<(usize, usize)> = cells.iter().flat_map(met).collect();
+            found.sort_unstable();
+            assert_eq!(found, taps.into_iter().enumerate().collect::<Vec<_>>(), "{axis:?} {output}");
+            assert!(cells.iter().all(|cell| first + cell < axis.extent(output + 1)), "{axis:?} {output}");
+        }
     }
 }
 

@@ -36,7 +36,7 @@ const fn depthwise(name: &'static str, size: usize, c: usize, stride: usize) -> 
     Layer { groups: c, ..layer(name, size, c, c, 3, stride) }
 }
 
-const LAYERS: [Layer; 15] = [
+const LAYERS: [Layer; 19] = [
     layer("3x3 56x56 64->64", 56, 64, 64, 3, 1),
     layer("3x3 28x28 128->128", 28, 128, 128, 3, 1),
     layer("3x3 14x14 256->256", 14, 256, 256, 3, 1),
@@ -45,11 +45,15 @@ const LAYERS: [Layer; 15] = [
     Layer { wei: Elem::I4, src: Elem::U4, ..layer("3x3 7x7 512->512 u4 i4", 7, 512, 512, 3, 1) },
     layer("1x1 56x56 256->64", 56, 256, 64, 1, 1),
     layer("1x1 14x14 256->1024", 14, 256, 1024, 1, 1),
+    layer("1x1 112x112 16->96", 112, 16, 96, 1, 1),
+    layer("1x1 56x56 24->144", 56, 24, 144, 1, 1),
     layer("7x7/2 224x224 3->64", 224, 3, 64, 7, 2),
     layer("1x1 1x1 2048->1000", 1, 2048, 1000, 1, 1),
     depthwise("depthwise 3x3/2 112x112 96", 112, 96, 2),
     depthwise("depthwise 3x3 56x56 144", 56, 144, 1),
     depthwise("depthwise 3x3 14x14 384", 14, 384, 1),
+    depthwise("depthwise 3x3 7x7 960", 7, 960, 1),
+    depthwise("depthwise 3x3 112x112 32", 112, 32, 1),
     Layer { wei: Elem::I4, src: Elem::U4, ..layer("3x3 56x56 64->64 u4 i4", 56, 64, 64, 3, 1) },
     Layer { wei: Elem::I4, src: Elem::U4, ..layer("3x3 14x14 256->256 u4 i4", 14, 256, 256, 3, 1) },
 ];

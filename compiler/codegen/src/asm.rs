@@ -223,6 +223,10 @@ impl Asm {
         self.push(Code::Mov_r64_rm64, [Operand::Gpr(to), Operand::Mem(from)]);
     }
 
+    pub fn store_word(&mut self, to: Mem, from: Gpr) {
+        self.push(Code::Mov_rm64_r64, [Operand::Mem(to), Operand::Gpr(from)]);
+    }
+
     /// Adds to a 64-bit word of memory.
     pub fn add_to_word(&mut self, to: Mem, value: usize) {
         if value != 0 {

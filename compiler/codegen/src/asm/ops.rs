@@ -54,6 +54,11 @@ codes! {
         PackI32 VEX_Vpackssdw_ymm_ymm_ymmm256 EVEX_Vpackssdw_zmm_k1z_zmm_zmmm512b32,
         PackI16 VEX_Vpacksswb_ymm_ymm_ymmm256 EVEX_Vpacksswb_zmm_k1z_zmm_zmmm512,
         PackI16ToU8 VEX_Vpackuswb_ymm_ymm_ymmm256 EVEX_Vpackuswb_zmm_k1z_zmm_zmmm512,
+        /// In each 128 bits the elements of their lower, or upper, halves in turn, `a`'s first.
+        UnpackLowI8 VEX_Vpunpcklbw_ymm_ymm_ymmm256 EVEX_Vpunpcklbw_zmm_k1z_zmm_zmmm512,
+        UnpackHighI8 VEX_Vpunpckhbw_ymm_ymm_ymmm256 EVEX_Vpunpckhbw_zmm_k1z_zmm_zmmm512,
+        UnpackLowI16 VEX_Vpunpcklwd_ymm_ymm_ymmm256 EVEX_Vpunpcklwd_zmm_k1z_zmm_zmmm512,
+        UnpackHighI16 VEX_Vpunpckhwd_ymm_ymm_ymmm256 EVEX_Vpunpckhwd_zmm_k1z_zmm_zmmm512,
         And VEX_Vpand_ymm_ymm_ymmm256 EVEX_Vpandd_zmm_k1z_zmm_zmmm512b32,
         DivF32 VEX_Vdivps_ymm_ymm_ymmm256 EVEX_Vdivps_zmm_k1z_zmm_zmmm512b32_er,
         /// `a` where it is greater than `b`, else `b`; the same of `MinF32` and less.
@@ -189,6 +194,19 @@ impl Asm {
         };
         let operands = [Operand::Mem(to), self.reg(value)];
         self.push(code, operands);
+    }
+
+    /// A vector's first bytes, all of them, a half or a quarter; the others become 0.
+    pub fn load_first(&mut self, dst: V, from: Mem, bytes: usize) {
+        let [x, y] = [View::X, View::Y].map(|view| Operand::Vec(dst, view));
+        let (code, to) = match (self.isa, bytes) {
+            (Isa::Avx512, 32) => (Code::EVEX_Vmovdqu32_ymm_k1z_ymmm256, y),
+            (Isa::Avx512, 16) => (Code::EVEX_Vmovdqu32_xmm_k1z_xmmm128, x),
+            (Isa::Avx2 | Isa::Avx512Vl, 16) => (Code::VEX_Vmovdqu_xmm_xmmm128, x),
+            (Isa::Avx2 | Isa::Avx512Vl, 8) => (Code::VEX_Vmovq_xmm_xmmm64, x),
+            _ => return self.load(dst, from),
+        };
+        self.push(code, [to, Operand::Mem(from)]);
     }
 
     /// Asks for the cache line at `from`, which need not be mapped.
@@ -399,37 +417,42 @@ impl Asm {
         self.store(to, low);
     }
 
-    /// Stores four vectors of i32 lanes as bytes with saturation and then within `limits`, each where it belongs; `order`, for
-    /// vectors of 512 bits, is [`pack_orders`]' first. Overwrites all.
+    /// Stores two to four vectors of i32 lanes as bytes with saturation and then within `limits`, each where it belongs;
+    /// `order`, for vectors of 512 bits, is [`pack_orders`]' first. Overwrites all.
     pub fn store_bytes_apart(
         &mut self,
-        to: [Mem; 4],
-        vectors: [V; 4],
+        to: &[Mem],
+        vectors: &[V],
         signed: bool,
         order: Option<Mem>,
         limits: [Option<Mem>; 2],
     ) {
-        let [first, second, third, _] = vectors;
-        self.pack_bytes(&vectors, signed, limits);
+        let &[first, second, ..] = vectors else { return };
+        self.pack_bytes(vectors, signed, limits);
         let part = |index: i32| Operand::Imm(OpKind::Immediate8, index);
         if let Some(order) = order {
             self.load(second, order);
             self.binary(Binary::Permute, first, second, first);
             self.push(Code::EVEX_Vmovdqu32_xmmm128_k1z_xmm, [Operand::Mem(to[0]), Operand::Vec(first, View::X)]);
-            for (to, index) in to.into_iter().zip(0..).skip(1) {
+            for (&to, index) in to.iter().zip(0..).skip(1) {
                 let operands = [Operand::Mem(to), Operand::Vec(first, View::Z), part(index)];
                 self.push(Code::EVEX_Vextracti32x4_xmmm128_k1z_zmm_imm8, operands);
             }
             return;
         }
         // The lower 128 bits hold the first four bytes of each vector, the upper the last four.
-        let [low, high, last] = [first, second, third].map(|v| Operand::Vec(v, View::X));
+        let last = vectors.get(2).copied().unwrap_or(second);
+        let [low, high, last] = [first, second, last].map(|v| Operand::Vec(v, View::X));
         self.push(Code::VEX_Vextracti128_xmmm128_ymm_imm8, [high, Operand::Vec(first, View::Y), part(1)]);
-        self.push(Code::VEX_Vpunpckhdq_xmm_xmm_xmmm128, [last, low, high]);
+        if to.len() > 2 {
+            self.push(Code::VEX_Vpunpckhdq_xmm_xmm_xmmm128, [last, low, high]);
+        }
         self.push(Code::VEX_Vpunpckldq_xmm_xmm_xmmm128, [low, low, high]);
         for (pair, value) in to.chunks(2).zip([low, last]) {
             self.push(Code::VEX_Vmovq_xmmm64_xmm, [Operand::Mem(pair[0]), value]);
-            self.push(Code::VEX_Vmovhps_m64_xmm, [Operand::Mem(pair[1]), value]);
+            if let Some(&to) = pair.get(1) {
+                self.push(Code::VEX_Vmovhps_m64_xmm, [Operand::Mem(to), value]);
+            }
         }
     }
 

@@ -19,11 +19,16 @@ fn depthwise_agrees() {
                 ([1, 1], [1, 1], [0, 0, 0, 0], [1, 1]),
                 ([2, 3], [3, 1], [4, 2, 3, 1], [3, 2]),
                 ([4, 1], [2, 3], [0, 0, 2, 0], [1, 1]),
+                ([5, 5], [1, 1], [2, 2, 2, 2], [1, 1]),
+                ([3, 3], [2, 2], [0, 0, 1, 1], [1, 1]),
+                ([3, 3], [1, 1], [2, 2, 2, 2], [2, 2]),
+                ([7, 7], [1, 1], [3, 3, 3, 3], [1, 1]),
+                ([3, 1], [1, 1], [1, 0, 1, 0], [1, 1]),
             ]
             .into_iter()
             .enumerate()
             {
-                let c = [48, 8, 16, 24][(turn + step) % 4];
+                let c = [48, 8, 16, 24, 112, 56][(turn + step) % 6];
                 let mut build = Build::new(src, wei, [5 + step % 3, 9 + (turn + step) % 9], c, c, kernel);
                 build.batch = 1 + turn % 2;
                 let pad_value = [0, src.range().unwrap().hi as i32, src.range().unwrap().lo as i32][turn % 3];

@@ -1,21 +1,23 @@
 //! Depthwise convolution with inner kernels assembled for vectors of 256 or 512 bits.
 //!
-//! A unit of work brings its source rows into scratch memory as *pairs*: `[pair][column][channel][2]`, the values of
-//! rows 2p and 2p+1 in 16 bits, padding filled in. A product instruction then takes one column's two rows for every
-//! lane, a channel, and adds them up in 32 bits. An output row begins in the first or in the second row of a pair (its
-//! *phase*), for which weights are packed apart, those of rows that no tap reads being 0:
-//! `[phase][vector][pair][kx][lane][2]`.
+//! A unit of work brings its source rows into scratch memory as cells ([`super::cells`]): 4 bytes of a channel that lie
+//! side by side in the source, in a lane. A product instruction multiplies them and adds up the products in 32 bits,
+//! for every lane, a channel. An output begins in the first or another row and column of a cell (its *phase*); weights
+//! are packed for every phase, those of places that no tap meets being 0:
+//! `[row phase][vector][column phase][cell row][cell column][lane][4 bytes]`.
 //!
-//! Pairs of 16-bit products are summed modulo 2^32, as are all sums, so any operands of up to 16 bits are exact.
+//! Products are summed modulo 2^32, as are all sums, so any operands of up to 16 bits are exact. What making the source
+//! unsigned adds is taken off from the sums' start.
 
 use cranelift_codegen::ir::{FuncRef, Value};
 use hawqc_ir::{Elem, KernelSpec, Tensor};
-use hawqc_schedules::{DepthwiseGeometry, DepthwiseSchedule, Machine};
+use hawqc_schedules::{CELL_BYTES, CellAxis, DepthwiseGeometry, DepthwiseSchedule, Machine};
 
-use super::epilogue::{Hold, WideEpilogue};
+use super::cells::{Cells, Place};
+use super::epilogue::{Hold, Pointers, WideEpilogue};
 use super::store::Pixels;
 use super::{call, ints};
-use crate::asm::{Asm, AsmError, Binary, Gpr, Isa, Mem, Shift, Src, V, Widen};
+use crate::asm::{Asm, AsmError, Binary, Gpr, Isa, Mem, Src, V};
 use crate::error::Unsupported;
 use crate::kernels::conv::Geometry;
 use crate::kernels::emit::Code;
@@ -24,73 +26,48 @@ use crate::kernels::{Body, Dst, Frame, Leaf, Lowered, Table};
 const WEIGHTS: usize = 0;
 const START: usize = 1;
 const PAD: usize = 2;
-const LITERALS: usize = 3;
-const FIRST_EPILOGUE_TABLE: usize = 4;
-/// Bytes of a pair of values.
-const PAIR_BYTES: usize = 4;
-/// The low half of a lane.
-const LOW_HALF: i32 = 0xffff;
+const ROWS: usize = 3;
+const LITERALS: usize = 4;
+const FIRST_EPILOGUE_TABLE: usize = 5;
 /// Multiply-accumulates that take about as long as an element operation of other kernels.
-const MACS_PER_WORK: u64 = 2;
+const MACS_PER_WORK: u64 = 4;
+
+/// Output pixels of a vector of channels after which the next vector is computed.
+const BAND_PIXELS: usize = 256;
+/// Words of [`Depthwise::row_offsets`] of a row.
+const ROW_OFFSETS: usize = 2;
 
 struct Depthwise {
     geometry: Geometry,
     isa: Isa,
-    /// Whether one instruction multiplies pairs and adds them.
+    /// Whether one instruction multiplies and adds up.
     dot: bool,
     schedule: DepthwiseSchedule,
     dst: Dst,
-    taps: Taps,
-    /// Pixels of each inner kernel, in the order of the leaves; the preparation is the last leaf.
-    tiles: Vec<usize>,
+    cells: Cells,
+    positions: Vec<Position>,
+    /// Of the epilogue's operands, then of the second result.
     operand_bytes: Vec<usize>,
+    has_second: bool,
     table_strides: Vec<usize>,
 }
 
-/// Which pairs of rows the taps of an output row lie in.
-struct Taps {
-    /// Rows by which an output row may begin behind a pair's first: 1, or 2 where the stride is odd.
-    phases: usize,
-    /// Pairs with a tap in some phase, counted from the one that the output row begins in.
-    pairs: Vec<usize>,
-    kernel: [usize; 2],
-    dilation: [usize; 2],
-    stride: usize,
+/// A vector of weights: in a column phase, the cell it is multiplied with, counted from the one that an output begins in.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Position {
+    phase: usize,
+    cell: [usize; 2],
 }
 
-impl Taps {
-    fn new(geometry: &Geometry) -> Taps {
-        let window = geometry.window;
-        let phases = 1 + window.stride[0] % 2;
-        let row = |phase: usize, ky: usize| phase + ky * window.dilation[0];
-        let touched = (0..phases).flat_map(|phase| (0..window.kernel[0]).map(move |ky| row(phase, ky) / 2));
-        let pairs: std::collections::BTreeSet<usize> = touched.collect();
-        Taps {
-            phases,
-            pairs: pairs.into_iter().collect(),
-            kernel: window.kernel,
-            dilation: window.dilation,
-            stride: window.stride[1],
+/// All vectors of weights of a vector of channels in a row phase, in their order.
+fn positions([rows, columns]: [CellAxis; 2]) -> Vec<Position> {
+    let mut all = Vec::new();
+    for phase in 0..columns.phases() {
+        for y in rows.all_cells() {
+            all.extend(columns.cells(phase).into_iter().map(|x| Position { phase, cell: [y, x] }));
         }
     }
-
-    /// Vectors of weights for a vector of channels.
-    fn positions(&self) -> usize {
-        self.pairs.len() * self.kernel[1]
-    }
-
-    /// The row of taps that `half` of `pair` meets.
-    fn tap_row(&self, phase: usize, pair: usize, half: usize) -> Option<usize> {
-        let row = (2 * pair + half).checked_sub(phase)?;
-        let ky = row / self.dilation[0];
-        (row.is_multiple_of(self.dilation[0]) && ky < self.kernel[0]).then_some(ky)
-    }
-
-    /// `(pixel, kx)` of the taps of a tile of `mr` pixels in a column, counted from the tile's first.
-    fn readers(&self, mr: usize, column: usize) -> Vec<(usize, usize)> {
-        let all = (0..mr).flat_map(|pixel| (0..self.kernel[1]).map(move |kx| (pixel, kx)));
-        all.filter(|(pixel, kx)| pixel * self.stride + kx * self.dilation[1] == column).collect()
-    }
+    all
 }
 
 pub(in crate::kernels) fn lower(
@@ -102,34 +79,43 @@ pub(in crate::kernels) fn lower(
 ) -> Result<Lowered, Unsupported> {
     let (geometry, [src, wei], bias) = Geometry::of(spec)?;
     let (weights, bias) = Geometry::constants(constants, wei, bias)?;
-    let Some(wide) = DepthwiseGeometry::of(spec).and_then(|g| g.wide_machine(machine)) else {
+    let found = DepthwiseGeometry::of(spec).and_then(|g| g.wide_machine(machine).map(|wide| (g.axes(wide), wide)));
+    let Some((axes, wide)) = found else {
         return Err(Unsupported::new("a wide kernel of this convolution"));
     };
     let isa = Isa::of(wide);
-    let (mut epilogue, requant_tables) = WideEpilogue::new(spec, constants, isa)?;
-    epilogue.literal(LOW_HALF);
-    let mut depthwise = Depthwise {
+    let cells = Cells { geometry, isa, axes, vectors: schedule.vectors, rows: schedule.rows };
+    let (mut epilogue, requant_tables) = WideEpilogue::new(spec, constants, wide)?;
+    cells.literals(&mut epilogue);
+    let depthwise = Depthwise {
         geometry,
         isa,
         dot: wide.dot,
         schedule,
         dst,
-        taps: Taps::new(&geometry),
-        tiles: Vec::new(),
+        positions: positions(axes),
         operand_bytes: epilogue.operand_bytes(),
+        has_second: epilogue.has_second(),
         table_strides: epilogue.table_strides(isa),
+        cells,
     };
-    let start: Vec<i32> = (0..geometry.channels).map(|k| bias.as_ref().map_or(0, |b| b[k]) as i32).collect();
+    let weights = weights.ints()?;
+    let mut literals = epilogue.literal_table(isa);
+    let order_at = literals.bytes.len();
+    literals.bytes.extend(ints(&depthwise.cells.order()));
     let mut tables = vec![
-        Table { bytes: depthwise.pack(&weights.ints()?), is_weights: true },
-        Table::new(ints(&start)),
-        Table::new(geometry.pad_row(isa.lanes())),
-        epilogue.literal_table(isa),
+        Table { bytes: depthwise.pack(&weights), is_weights: true },
+        Table::new(ints(&depthwise.start(&weights, bias.as_deref()))),
+        Table::new(depthwise.cells.pad_row()),
+        Table::new(ints(&depthwise.row_offsets())),
+        literals,
     ];
     tables.extend(requant_tables);
     let mut operands = vec![src];
     operands.extend(epilogue.operands());
-    let leaves = depthwise.leaves(&epilogue).map_err(|e| Unsupported::new(e.to_string()))?;
+    let refused = |e: AsmError| Unsupported::new(e.to_string());
+    let rows = depthwise.assemble(&epilogue).map_err(refused)?;
+    let cells = depthwise.cells.assemble(&epilogue, order_at).map_err(refused)?;
     Ok(Lowered {
         family: "depthwise",
         operands,
@@ -137,12 +123,12 @@ pub(in crate::kernels) fn lower(
         forms: epilogue.form(),
         second: epilogue.has_second(),
         proof: String::new(),
-        scratch_bytes: depthwise.scratch_bytes(),
+        scratch_bytes: depthwise.cells.scratch_bytes(),
         units: geometry.batch * depthwise.row_blocks() * depthwise.groups(),
         work: geometry.macs() / MACS_PER_WORK,
         macs: geometry.macs(),
         is_border: false,
-        leaves,
+        leaves: vec![Leaf { name: "rows".into(), code: rows }, Leaf { name: "cells".into(), code: cells }],
         body: Box::new(depthwise),
     })
 }
@@ -161,48 +147,24 @@ impl Depthwise {
         self.geometry.out[0].div_ceil(self.schedule.rows)
     }
 
-    /// Columns of prepared rows.
-    fn columns(&self) -> usize {
-        let window = &self.geometry.window;
-        (self.geometry.out[1] - 1) * window.stride[1] + (window.kernel[1] - 1) * window.dilation[1] + 1
-    }
-
-    /// Pairs of rows of a unit.
-    fn pairs(&self) -> usize {
-        let last = (self.schedule.rows - 1) * self.geometry.window.stride[0] / 2;
-        last + self.taps.pairs.last().map_or(0, |last| last + 1)
-    }
-
-    fn column_bytes(&self) -> usize {
-        self.unit_channels() * PAIR_BYTES
-    }
-
-    fn pair_bytes(&self) -> usize {
-        self.columns() * self.column_bytes()
-    }
-
-    fn scratch_bytes(&self) -> usize {
-        (self.pairs() * self.pair_bytes()).next_multiple_of(64)
-    }
-
-    /// Bytes of the weights of a vector of channels in a phase.
+    /// Bytes of the weights of a vector of channels in a row phase.
     fn vector_bytes(&self) -> usize {
-        self.taps.positions() * self.isa.bytes()
+        self.positions.len() * self.isa.bytes()
     }
 
     fn pack(&self, weights: &[i64]) -> Vec<u8> {
-        let ([kh, kw], lanes) = (self.taps.kernel, self.isa.lanes());
+        let ([kh, kw], [rows, columns]) = (self.geometry.window.kernel, self.cells.axes);
+        let places: Vec<[usize; 2]> = (0..rows.cell).flat_map(|y| (0..columns.cell).map(move |x| [y, x])).collect();
         let mut out = Vec::new();
-        for phase in 0..self.taps.phases {
-            for first in (0..self.geometry.channels).step_by(lanes) {
-                for &pair in &self.taps.pairs {
-                    for kx in 0..kw {
-                        for k in first..first + lanes {
-                            for half in 0..2 {
-                                let ky = self.taps.tap_row(phase, pair, half);
-                                let weight = ky.map_or(0, |ky| weights[(k * kh + ky) * kw + kx]);
-                                out.extend((weight as i16).to_le_bytes());
-                            }
+        for row_phase in 0..rows.phases() {
+            for first in (0..self.geometry.channels).step_by(self.isa.lanes()) {
+                for Position { phase, cell } in &self.positions {
+                    for k in first..first + self.isa.lanes() {
+                        for place in &places {
+                            let ky = rows.tap(row_phase, cell[0], place[0]);
+                            let kx = columns.tap(*phase, cell[1], place[1]);
+                            let weight = ky.zip(kx).map_or(0, |(ky, kx)| weights[(k * kh + ky) * kw + kx]);
+                            out.extend(&weight.to_le_bytes()[..CELL_BYTES / places.len()]);
                         }
                     }
                 }
@@ -211,22 +173,48 @@ impl Depthwise {
         out
     }
 
-    fn leaves(&mut self, epilogue: &WideEpilogue) -> Result<Vec<Leaf>, AsmError> {
-        let (columns, mr) = (self.geometry.out[1], self.schedule.mr);
-        let mut leaves = Vec::new();
-        for size in [if columns >= mr { mr } else { 0 }, columns % mr].into_iter().filter(|&size| size > 0) {
-            leaves.push(Leaf { name: format!("depthwise.{size}"), code: self.assemble_tile(epilogue, size)? });
-            self.tiles.push(size);
-        }
-        let code = self.assemble_pairs(epilogue)?;
-        leaves.push(Leaf { name: "pairs".into(), code });
-        Ok(leaves)
+    /// The sums' start: the bias, less what the source's offset adds, modulo 2^32.
+    fn start(&self, weights: &[i64], bias: Option<&[i64]>) -> Vec<i32> {
+        let offset = self.cells.offset();
+        let added = weights.chunks(self.geometry.taps()).map(|taps| offset * taps.iter().sum::<i64>());
+        added.enumerate().map(|(k, added)| (bias.map_or(0, |b| b[k]) - added) as i32).collect()
+    }
+
+    /// Output rows of a unit that are computed for a vector of channels before the next: as many as write into cache lines
+    /// that the first-level cache keeps until the next vectors, whose results these hold too, are written.
+    fn band(&self) -> usize {
+        (BAND_PIXELS / self.geometry.out[1]).clamp(1, self.schedule.rows)
+    }
+
+    /// Of each output row of a unit, where its first cell and its weights are.
+    fn row_offsets(&self) -> Vec<i32> {
+        let phase_bytes = self.geometry.channels / self.isa.lanes() * self.vector_bytes();
+        let offsets = |row: usize| -> [i32; ROW_OFFSETS] {
+            let (cell, phase) = self.cells.axes[0].begin(row);
+            [cell * self.cells.row_bytes(), phase * phase_bytes].map(|offset| offset as i32)
+        };
+        (0..self.schedule.rows).flat_map(offsets).collect()
     }
 }
 
-/// Words of [`Depthwise::assemble_tile`]'s table before the epilogue's: the first column's first pair, the weights, the
-/// sums' start, the result, the literals.
-const TILE_WORDS: usize = 5;
+/// A word of the table of [`Depthwise::assemble`]. The epilogue's follow.
+#[derive(Clone, Copy)]
+enum Word {
+    /// The unit's first cell.
+    Cells,
+    Weights,
+    Start,
+    Dst,
+    Literals,
+    /// Output rows.
+    Rows,
+    /// Of the rows; see [`Depthwise::row_offsets`].
+    Offsets,
+    /// The second result, if there is one; the epilogue's word of it moves from pixel to pixel.
+    Second,
+}
+
+const FIXED_WORDS: usize = 8;
 
 /// How a tile reads the weights of a vector of channels.
 enum Weights {
@@ -234,71 +222,131 @@ enum Weights {
     At(Gpr),
 }
 
+/// Where a tile reads.
+struct Inputs {
+    cells: Gpr,
+    start: Gpr,
+    weights: Weights,
+}
+
 impl Depthwise {
-    /// A tile of `mr` pixels of a row, for all vectors of a unit's channels.
-    fn assemble_tile(&self, epilogue: &WideEpilogue, mr: usize) -> Result<Vec<u8>, AsmError> {
+    /// Rows of a unit, for every vector of channels one after the other. Overwrites its table.
+    fn assemble(&self, epilogue: &WideEpilogue) -> Result<Vec<u8>, AsmError> {
         let (mut asm, table) = Asm::new(self.isa);
         let a = &mut asm;
         a.set_even_mask();
-        let [src, weights, start, dst, literals] = [0, 1, 2, 3, 4].map(|word| a.argument(table, word));
-        let mut pointers = epilogue.pointers(a, (table, TILE_WORDS), literals);
-        let free = self.isa.registers().saturating_sub(mr + epilogue.temporaries());
-        let bytes = self.isa.bytes();
-        let pixels = Pixels { dst: self.dst, to: dst, literals };
         a.repeat(self.schedule.vectors, |a| {
-            let sums = self.products(a, mr, src, weights, start);
-            epilogue.hold(a, &mut pointers, Hold::Vector, free);
-            let sums: Vec<(usize, V)> = sums.into_iter().enumerate().collect();
-            pixels.finish(a, epilogue, &pointers, &sums);
-            a.add_int(src, self.isa.lanes() * PAIR_BYTES);
-            a.add_int(weights, self.vector_bytes());
-            a.add_int(start, bytes);
-            a.add_int(dst, self.isa.lanes() * self.dst.elem.bytes());
-            epilogue.advance(a, &pointers);
+            let [start, dst, literals, offsets, rows] =
+                [Word::Start, Word::Dst, Word::Literals, Word::Offsets, Word::Rows]
+                    .map(|word| a.argument(table, word as usize));
+            let mut pointers = epilogue.pointers(a, (table, FIXED_WORDS), literals);
+            epilogue.hold(a, &mut pointers, Hold::Vectors(1), self.free(epilogue) - self.held(epilogue));
+            epilogue.place_second(a, &pointers, Mem::word(table, Word::Second as usize));
+            let pixels = Pixels { dst: self.dst, to: dst, literals };
+            a.repeat_down(rows, |a| {
+                let [cells, weights] = [Word::Cells, Word::Weights].map(|word| a.argument(table, word as usize));
+                for (i, address) in [cells, weights].into_iter().enumerate() {
+                    let offset = a.gpr();
+                    a.load_int(offset, Mem::at(offsets, 4 * i));
+                    a.add(address, offset);
+                }
+                a.add_int(offsets, 8);
+                let inputs = Inputs { cells, start, weights: self.hold(a, epilogue, weights) };
+                self.row(a, epilogue, &pointers, &inputs, &pixels);
+            });
+            for (word, bytes) in self.vector_words() {
+                a.add_to_word(Mem::word(table, word), bytes);
+            }
         });
         asm.finish()
     }
 
+    /// The words that move from a vector of channels to the next, and by how much.
+    fn vector_words(&self) -> Vec<(usize, usize)> {
+        let lanes = self.isa.lanes();
+        let fixed = [
+            (Word::Cells, self.cells.vector_bytes()),
+            (Word::Weights, self.vector_bytes()),
+            (Word::Start, self.isa.bytes()),
+            (Word::Dst, lanes * self.dst.elem.bytes()),
+        ];
+        let second = self.has_second.then(|| (Word::Second, lanes * self.operand_bytes.last().copied().unwrap_or(0)));
+        let fixed = fixed.into_iter().chain(second).map(|(word, bytes)| (word as usize, bytes));
+        let operands = self.operand_bytes.iter().map(|bytes| lanes * bytes);
+        fixed.chain((FIXED_WORDS..).zip(operands.chain(self.table_strides.iter().copied()))).collect()
+    }
+
+    /// Registers that a tile leaves: it needs its sums, an input and a product, or what the epilogue does.
+    fn free(&self, epilogue: &WideEpilogue) -> usize {
+        let temporaries = epilogue.temporaries().max(if self.dot { 1 } else { 2 });
+        self.isa.registers().saturating_sub(self.schedule.mr + temporaries)
+    }
+
+    /// Those that hold weights: all, or none if they are too many.
+    fn held(&self, epilogue: &WideEpilogue) -> usize {
+        let weights = self.positions.len();
+        if weights <= self.free(epilogue) { weights } else { 0 }
+    }
+
+    fn hold(&self, a: &mut Asm, epilogue: &WideEpilogue, weights: Gpr) -> Weights {
+        let held = a.vecs(self.held(epilogue));
+        if held.is_empty() {
+            return Weights::At(weights);
+        }
+        for (i, &weight) in held.iter().enumerate() {
+            a.load(weight, Mem::at(weights, i * self.isa.bytes()));
+        }
+        Weights::Held(held)
+    }
+
+    /// A row of a vector of channels. Moves the addresses on: of results to the next row's.
+    fn row(&self, a: &mut Asm, epilogue: &WideEpilogue, pointers: &Pointers, inputs: &Inputs, pixels: &Pixels) {
+        let (mr, width) = (self.schedule.mr, self.geometry.out[1]);
+        let tile = |a: &mut Asm, size: usize| {
+            let sums: Vec<(usize, V)> = self.products(a, size, inputs).into_iter().enumerate().collect();
+            pixels.finish(a, epilogue, pointers, &sums);
+            a.add_int(pixels.to, size * self.dst.pixel_bytes());
+            epilogue.advance_pixels(a, pointers, size);
+        };
+        if width >= mr {
+            a.repeat(width / mr, |a| {
+                tile(a, mr);
+                a.add_int(inputs.cells, self.cells.axes[1].begin(mr).0 * self.isa.bytes());
+            });
+        }
+        if !width.is_multiple_of(mr) {
+            tile(a, width % mr);
+        }
+    }
+
     /// The sums of a tile's pixels for one vector of channels.
-    fn products(&self, a: &mut Asm, mr: usize, src: Gpr, weights: Gpr, start: Gpr) -> Vec<V> {
-        let (bytes, kw, positions) = (self.isa.bytes(), self.taps.kernel[1], self.taps.positions());
+    fn products(&self, a: &mut Asm, mr: usize, inputs: &Inputs) -> Vec<V> {
+        let [rows, columns] = self.cells.axes;
         let sums = a.vecs(mr);
+        let start = Mem::at(inputs.start, 0);
         if self.dot {
-            sums.iter().for_each(|&sum| a.load(sum, Mem::at(start, 0)));
+            sums.iter().for_each(|&sum| a.load(sum, start));
         }
         let mut is_first = vec![!self.dot; mr];
-        // Beside these, an input and a product.
-        let weights = if mr + positions + 2 <= self.isa.registers() {
-            let held = a.vecs(positions);
-            for (i, &weight) in held.iter().enumerate() {
-                a.load(weight, Mem::at(weights, i * bytes));
-            }
-            Weights::Held(held)
-        } else {
-            Weights::At(weights)
-        };
-        let columns = (mr - 1) * self.taps.stride + (kw - 1) * self.taps.dilation[1] + 1;
-        for (p, &pair) in self.taps.pairs.iter().enumerate() {
-            for column in 0..columns {
-                let readers = self.taps.readers(mr, column);
-                let from = Mem::at(src, pair * self.pair_bytes() + column * self.column_bytes());
-                let in_memory = readers.len() == 1 && matches!(weights, Weights::Held(_));
-                let input = a.vec();
-                if !in_memory && !readers.is_empty() {
-                    a.load(input, from);
+        for y in rows.all_cells() {
+            for x in 0..columns.extent(mr) {
+                let readers: Vec<(usize, usize)> =
+                    (0..mr).filter_map(|pixel| self.reader(pixel, [y, x]).map(|at| (pixel, at))).collect();
+                if readers.is_empty() {
+                    continue;
                 }
-                for (pixel, kx) in readers {
-                    let position = p * kw + kx;
-                    let (x, other): (V, Src) = match &weights {
-                        Weights::Held(held) if in_memory => (held[position], from.into()),
-                        Weights::Held(held) => (input, held[position].into()),
-                        Weights::At(base) => (input, Mem::at(*base, position * bytes).into()),
+                let input = a.vec();
+                a.load(input, Mem::at(inputs.cells, y * self.cells.row_bytes() + x * self.isa.bytes()));
+                for (pixel, position) in readers {
+                    let weight: Src = match &inputs.weights {
+                        Weights::Held(held) => held[position].into(),
+                        Weights::At(base) => Mem::at(*base, position * self.isa.bytes()).into(),
                     };
                     if std::mem::take(&mut is_first[pixel]) {
-                        a.binary(Binary::Maddwd, sums[pixel], x, other);
-                        a.binary(Binary::AddI32, sums[pixel], sums[pixel], Mem::at(start, 0));
+                        a.binary(Binary::Maddwd, sums[pixel], input, weight);
+                        a.binary(Binary::AddI32, sums[pixel], sums[pixel], start);
                     } else {
-                        self.product(a, sums[pixel], x, other);
+                        self.product(a, sums[pixel], input, weight);
                     }
                 }
             }
@@ -306,65 +354,51 @@ impl Depthwise {
         sums
     }
 
-    fn product(&self, a: &mut Asm, sum: V, x: V, other: Src) {
-        if self.dot {
-            return a.dot_i16(sum, x, other);
-        }
-        let product = a.vec();
-        a.binary(Binary::Maddwd, product, x, other);
-        a.binary(Binary::AddI32, sum, sum, product);
+    /// The weights that a tile's pixel multiplies a cell with, which is counted from the tile's first.
+    fn reader(&self, pixel: usize, [y, x]: [usize; 2]) -> Option<usize> {
+        let (first, phase) = self.cells.axes[1].begin(pixel);
+        let wanted = Position { phase, cell: [y, x.checked_sub(first)?] };
+        self.positions.iter().position(|&position| position == wanted)
     }
 
-    /// Brings columns of a pair of rows into scratch memory. Its table: where to, where from in each row, by how much
-    /// each advances for a vector and for a pixel beyond its vectors, the number of columns, the literals.
-    fn assemble_pairs(&self, epilogue: &WideEpilogue) -> Result<Vec<u8>, AsmError> {
-        let (mut asm, table) = Asm::new(self.isa);
-        let a = &mut asm;
-        let [to, from0, from1, step0, step1, skip0, skip1, columns, literals] =
-            [0, 1, 2, 3, 4, 5, 6, 7, 8].map(|word| a.argument(table, word));
-        let src = self.geometry.src;
-        let widen = match (src.bytes(), src.is_signed()) {
-            (1, false) => Widen::U8ToI32,
-            (1, true) => Widen::I8ToI32,
-            _ => Widen::I16ToI32,
-        };
-        let convert = |a: &mut Asm, to: Mem, [from0, from1]: [Mem; 2]| {
-            let [low, high] = [a.vec(), a.vec()];
-            a.load_widened(widen, low, from0);
-            a.load_widened(widen, high, from1);
-            a.shift(Shift::LeftI32, high, high, 16);
-            if src.is_signed() {
-                a.binary(Binary::And, low, low, epilogue.at(self.isa, literals, LOW_HALF));
+    fn product(&self, a: &mut Asm, sum: V, input: V, weight: Src) {
+        match (self.dot, self.cells.are_bytes()) {
+            (true, true) => a.dot_u8i8(sum, input, weight),
+            (true, false) => a.dot_i16(sum, input, weight),
+            _ => {
+                let product = a.vec();
+                a.binary(Binary::Maddwd, product, input, weight);
+                a.binary(Binary::AddI32, sum, sum, product);
             }
-            a.binary(Binary::AddI32, low, low, high);
-            a.store(to, low);
+        }
+    }
+}
+
+impl Body for Depthwise {
+    fn emit(&self, c: &mut Code, frame: &Frame) -> Result<(), Unsupported> {
+        let &[rows, cells] = frame.leaves.as_slice() else {
+            return Err(Unsupported::new("no inner kernels of a depthwise convolution"));
         };
-        let bytes = self.isa.bytes();
-        let (twos, rest) = (self.schedule.vectors / 2, self.schedule.vectors % 2);
-        let step = |a: &mut Asm| {
-            a.add(from0, step0);
-            a.add(from1, step1);
-        };
-        a.repeat_down(columns, |a| {
-            if twos > 0 {
-                a.repeat(twos, |a| {
-                    convert(a, Mem::at(to, 0), [Mem::at(from0, 0), Mem::at(from1, 0)]);
-                    let second = [Mem::indexed(from0, step0, 0), Mem::indexed(from1, step1, 0)];
-                    convert(a, Mem::at(to, bytes), second);
-                    step(a);
-                    step(a);
-                    a.add_int(to, 2 * bytes);
-                });
-            }
-            if rest > 0 {
-                convert(a, Mem::at(to, 0), [Mem::at(from0, 0), Mem::at(from1, 0)]);
-                step(a);
-                a.add_int(to, bytes);
-            }
-            a.add(from0, skip0);
-            a.add(from1, skip1);
+        let geometry = &self.geometry;
+        let units = c.int(geometry.batch * self.row_blocks() * self.groups());
+        c.range(frame.task, units, frame.tasks, |c, unit| {
+            let (row_unit, group) = c.div_rem(unit, self.groups());
+            let (image, row_block) = c.div_rem(row_unit, self.row_blocks());
+            let first_row = c.mul_int(row_block, self.schedule.rows);
+            let channel = c.mul_int(group, self.unit_channels());
+            let image_bytes = geometry.size[0] * geometry.size[1] * geometry.pixel_bytes();
+            let src = c.offset(frame.operands[0], image, image_bytes);
+            let place = Place {
+                image: c.offset(src, channel, geometry.src.bytes()),
+                first_row,
+                scratch: frame.scratch,
+                pad: frame.tables[PAD],
+                literals: frame.tables[LITERALS],
+            };
+            self.cells.prepare(c, cells, &place);
+            self.rows(c, frame, rows, &Unit { image, first_row, group, channel });
         });
-        asm.finish()
+        Ok(())
     }
 }
 
@@ -377,116 +411,39 @@ struct Unit {
     channel: Value,
 }
 
-impl Body for Depthwise {
-    fn emit(&self, c: &mut Code, frame: &Frame) -> Result<(), Unsupported> {
-        let units = c.int(self.geometry.batch * self.row_blocks() * self.groups());
-        let mut outcome = Ok(());
-        c.range(frame.task, units, frame.tasks, |c, unit| {
-            let (row_unit, group) = c.div_rem(unit, self.groups());
-            let (image, row_block) = c.div_rem(row_unit, self.row_blocks());
-            let first_row = c.mul_int(row_block, self.schedule.rows);
-            let channel = c.mul_int(group, self.unit_channels());
-            let unit = Unit { image, first_row, group, channel };
-            outcome = self.prepare(c, frame, &unit).and_then(|()| self.rows(c, frame, &unit));
-        });
-        outcome
-    }
-}
-
 impl Depthwise {
-    fn leaf(&self, frame: &Frame, position: usize) -> Result<FuncRef, Unsupported> {
-        let missing = || Unsupported::new(format!("no inner kernel {position} of a depthwise convolution"));
-        frame.leaves.get(position).copied().ok_or_else(missing)
-    }
-
-    /// Brings the unit's rows into scratch memory.
-    fn prepare(&self, c: &mut Code, frame: &Frame, unit: &Unit) -> Result<(), Unsupported> {
-        let leaf = self.leaf(frame, self.tiles.len())?;
-        let geometry = &self.geometry;
-        let ([h, w], window, src_bytes) = (geometry.size, &geometry.window, geometry.src.bytes());
-        let left = window.pad[1].min(self.columns());
-        let middle = (self.columns() - left).min(w);
-        let right = self.columns() - left - middle;
-        let row_bytes = w * geometry.pixel_bytes();
-        let image = c.offset(frame.operands[0], unit.image, h * row_bytes);
-        let image = c.offset(image, unit.channel, src_bytes);
-        let first = c.mul_int(unit.first_row, window.stride[0]);
-        let first = c.sub_int(first, window.pad[0]);
-        let (pad, zero) = (frame.tables[PAD], c.int(0));
-        c.count(self.pairs(), 1, |c, pair| {
-            let top = c.offset(first, pair, 2);
-            let to = c.offset(frame.scratch, pair, self.pair_bytes());
-            // Of each row: where from, and the advances; a row of padding stays at the one vector there is.
-            let rows = [0, 1].map(|half| {
-                let y = c.add_int(top, half);
-                let inside = c.below(y, h);
-                let from = c.offset(image, y, row_bytes);
-                let [step, skip] = [self.isa.lanes(), geometry.channels - self.unit_channels()];
-                let [step, skip] = [step, skip].map(|values| c.int(values * src_bytes));
-                [(from, pad), (step, zero), (skip, zero)].map(|(yes, no)| c.select(inside, yes, no))
-            });
-            let padding = [[pad, zero, zero]; 2];
-            let mut column = 0;
-            for (columns, [[from0, step0, skip0], [from1, step1, skip1]]) in
-                [(left, padding), (middle, rows), (right, padding)]
-            {
-                if columns > 0 {
-                    let to = c.add_int(to, column * self.column_bytes());
-                    let count = c.int(columns);
-                    let literals = frame.tables[LITERALS];
-                    call(c, leaf, &[to, from0, from1, step0, step1, skip0, skip1, count, literals]);
-                }
-                column += columns;
-            }
-        });
-        Ok(())
-    }
-
-    /// Computes the unit's rows.
-    fn rows(&self, c: &mut Code, frame: &Frame, unit: &Unit) -> Result<(), Unsupported> {
-        let [height, width] = self.geometry.out;
-        let leaves = (0..self.tiles.len()).map(|i| self.leaf(frame, i)).collect::<Result<Vec<_>, _>>()?;
+    /// Computes the unit's rows, a band of them at a time.
+    fn rows(&self, c: &mut Code, frame: &Frame, leaf: FuncRef, unit: &Unit) {
+        let ([height, width], band) = (self.geometry.out, self.band());
         let end = c.add_int(unit.first_row, self.schedule.rows);
-        let (end, one) = (c.min_int(end, height), c.int(1));
-        let mr = self.schedule.mr;
-        c.range(unit.first_row, end, one, |c, row| {
+        let end = c.min_int(end, height);
+        let step = c.int(band);
+        c.range(unit.first_row, end, step, |c, row| {
+            let rows = c.sub(end, row);
+            let rows = c.min_int(rows, band);
             let in_unit = c.sub(row, unit.first_row);
-            let top = c.mul_int(in_unit, self.geometry.window.stride[0]);
-            let (pair, phase) = c.div_rem(top, 2);
-            let src = c.offset(frame.scratch, pair, self.pair_bytes());
-            let phase_bytes = self.geometry.channels / self.isa.lanes() * self.vector_bytes();
-            let weights = c.offset(frame.tables[WEIGHTS], phase, phase_bytes);
-            let weights = c.offset(weights, unit.group, self.schedule.vectors * self.vector_bytes());
             let image_row = c.offset(row, unit.image, height);
-            let first = c.mul_int(image_row, width);
-            let tile = |c: &mut Code, column: Value, leaf: FuncRef| {
-                let pixel = c.add(first, column);
-                let element = c.offset(unit.channel, pixel, self.geometry.channels);
-                let mut words = vec![
-                    c.offset(src, column, self.geometry.window.stride[1] * self.column_bytes()),
-                    weights,
-                    c.offset(frame.tables[START], unit.channel, Elem::I32.bytes()),
-                    self.dst.at(c, frame.dst, pixel, unit.channel),
-                    frame.tables[LITERALS],
-                ];
-                for (i, &bytes) in self.operand_bytes.iter().enumerate() {
-                    words.push(c.offset(frame.operands[1 + i], element, bytes));
-                }
-                for (i, &stride) in self.table_strides.iter().enumerate() {
-                    let table = frame.tables[FIRST_EPILOGUE_TABLE + i];
-                    words.push(c.offset(table, unit.group, stride * self.schedule.vectors));
-                }
-                call(c, leaf, &words);
-            };
-            let (whole, rest) = (width / mr * mr, width % mr);
-            if whole > 0 {
-                c.count(whole, mr, |c, column| tile(c, column, leaves[0]));
+            let pixel = c.mul_int(image_row, width);
+            let element = c.offset(unit.channel, pixel, self.geometry.channels);
+            let mut words = vec![frame.scratch; FIXED_WORDS];
+            let group_weights = self.schedule.vectors * self.vector_bytes();
+            words[Word::Weights as usize] = c.offset(frame.tables[WEIGHTS], unit.group, group_weights);
+            words[Word::Start as usize] = c.offset(frame.tables[START], unit.channel, Elem::I32.bytes());
+            words[Word::Dst as usize] = self.dst.at(c, frame.dst, pixel, unit.channel);
+            words[Word::Literals as usize] = frame.tables[LITERALS];
+            words[Word::Rows as usize] = rows;
+            words[Word::Offsets as usize] = c.offset(frame.tables[ROWS], in_unit, ROW_OFFSETS * Elem::I32.bytes());
+            for (i, &bytes) in self.operand_bytes.iter().enumerate() {
+                words.push(c.offset(frame.operands[1 + i], element, bytes));
             }
-            if rest > 0 {
-                let column = c.int(whole);
-                tile(c, column, leaves[leaves.len() - 1]);
+            if let (true, Some(&second)) = (self.has_second, words.last()) {
+                words[Word::Second as usize] = second;
             }
+            for (i, &stride) in self.table_strides.iter().enumerate() {
+                let table = frame.tables[FIRST_EPILOGUE_TABLE + i];
+                words.push(c.offset(table, unit.group, stride * self.schedule.vectors));
+            }
+            call(c, leaf, &words);
         });
-        Ok(())
     }
 }

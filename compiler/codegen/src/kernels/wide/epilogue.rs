@@ -11,6 +11,7 @@
 use std::collections::BTreeMap;
 
 use hawqc_ir::{Arg, Elem, KernelSpec, Op, Range, Tensor};
+use hawqc_schedules::WideMachine;
 
 use super::requant::{RECORD_VECTORS, WideRequant};
 use crate::asm::{Asm, Binary, Gpr, Isa, Mem, Src, V, Widen, pack_orders};
@@ -35,9 +36,24 @@ pub struct Pointers {
     operands: Vec<(usize, Gpr)>,
     tables: Vec<Gpr>,
     literals: Gpr,
-    held: Vec<(Constant, V)>,
+    held: Held,
     /// What the second result needs stays in memory until then, as registers are few: the words of its place and of its tables.
     second: Option<(Mem, Vec<Mem>)>,
+}
+
+/// Constants in registers.
+#[derive(Clone, Default)]
+pub struct Held(Vec<(Constant, V)>);
+
+impl Pointers {
+    pub fn held(self) -> Held {
+        self.held
+    }
+
+    /// Makes the steps read constants that other pointers to the same channels hold.
+    pub fn keep(&mut self, held: &Held) {
+        self.held = held.clone();
+    }
 }
 
 /// A vector of a result.
@@ -53,9 +69,10 @@ pub struct Site {
 /// A vector that an epilogue reads.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Constant {
-    /// A vector of the record of the table's first channels.
+    /// A part of the record of a vector of channels, counted from the table's first; 0 if all have the same.
     Part {
         table: usize,
+        vector: usize,
         part: usize,
     },
     Literal(i32),
@@ -66,8 +83,8 @@ enum Constant {
 pub enum Hold {
     /// Those that are the same in all channels.
     Uniform,
-    /// Those of one vector of channels too.
-    Vector,
+    /// Those of so many vectors of channels too.
+    Vectors(usize),
 }
 
 /// In every lane of the first literals: pairs of one, nibble masks, nibble excess.
@@ -78,15 +95,15 @@ impl WideEpilogue {
     pub fn new(
         spec: &KernelSpec,
         constants: &[Option<&Tensor>],
-        isa: Isa,
+        wide: WideMachine,
     ) -> Result<(WideEpilogue, Vec<Table>), Unsupported> {
         let mut tables = Vec::new();
-        let mut epilogue = WideEpilogue::of(spec, constants, isa, &mut tables)?;
+        let mut epilogue = WideEpilogue::of(spec, constants, wide, &mut tables)?;
         if let Some(second) = spec.second() {
             let own: Vec<Option<&Tensor>> =
                 [None].into_iter().chain(constants[spec.second_operands()..].iter().copied()).collect();
             let mut others = Vec::new();
-            let mut second = WideEpilogue::of(second, &own, isa, &mut others)?;
+            let mut second = WideEpilogue::of(second, &own, wide, &mut others)?;
             tables.extend(others);
             second.literals[FIXED_LITERALS.len()..].iter().for_each(|&value| epilogue.limit_literal(value));
             second.literals.clone_from(&epilogue.literals);
@@ -99,7 +116,7 @@ impl WideEpilogue {
     fn of(
         spec: &KernelSpec,
         constants: &[Option<&Tensor>],
-        isa: Isa,
+        wide: WideMachine,
         tables: &mut Vec<Table>,
     ) -> Result<WideEpilogue, Unsupported> {
         let is_pointwise = matches!(spec.steps()[0].op, Op::Requant(_) | Op::Add(_) | Op::Clamp(_));
@@ -113,7 +130,7 @@ impl WideEpilogue {
         for (index, step) in spec.steps().iter().enumerate().skip(epilogue.first) {
             match &step.op {
                 Op::Requant(requant) => {
-                    let (requant, table) = WideRequant::new(spec, index, requant, constants, isa, tables.len())?;
+                    let (requant, table) = WideRequant::new(spec, index, requant, constants, wide, tables.len())?;
                     epilogue.literal(-requant.op.src_zero);
                     epilogue.literal(requant.op.dst_zero);
                     epilogue.clamp_literals(requant.limits.0, requant.limits.1);
@@ -251,7 +268,7 @@ impl WideEpilogue {
         });
         let load = |(i, operand): (usize, &usize)| (*operand, asm.argument(table, first_word + i));
         let operands = operands.iter().enumerate().map(load).collect();
-        Pointers { operands, tables, literals, held: Vec::new(), second }
+        Pointers { operands, tables, literals, held: Held::default(), second }
     }
 
     /// The epilogue that makes the second result of the first one, stored at `first` where the pointers are; its pointers, and
@@ -260,28 +277,46 @@ impl WideEpilogue {
         let (epilogue, (to, tables)) = (self.second.as_deref()?, pointers.second.as_ref()?);
         let operands = epilogue.operands().into_iter().map(|operand| (operand, first)).collect();
         let tables = tables.iter().map(|&word| asm.load_word(word)).collect();
-        let own = Pointers { operands, tables, literals: pointers.literals, held: Vec::new(), second: None };
+        let own = Pointers { operands, tables, literals: pointers.literals, held: Held::default(), second: None };
         Some((epilogue, own, asm.load_word(*to)))
     }
 
+    /// Makes the second result go to the place in a word of memory.
+    pub fn place_second(&self, asm: &mut Asm, pointers: &Pointers, place: Mem) {
+        if let Some((to, _)) = &pointers.second {
+            let place = asm.load_word(place);
+            asm.store_word(*to, place);
+        }
+    }
+
     /// Loads constants into up to `free` registers, those first that are read most often. Held ones of
-    /// [`Hold::Vector`] are those of the vector that the pointers are at.
+    /// [`Hold::Vectors`] are those of the vectors that the pointers are at.
     pub fn hold(&self, asm: &mut Asm, pointers: &mut Pointers, hold: Hold, free: usize) {
+        pointers.held.0.clear();
+        for constant in self.holdable(asm.isa, hold).into_iter().take(free) {
+            let register = asm.vec();
+            let from = self.place(asm.isa, pointers, constant);
+            asm.load(register, from);
+            pointers.held.0.push((constant, register));
+        }
+    }
+
+    /// Whether [`WideEpilogue::hold`] would keep all of them.
+    pub fn holds_all(&self, isa: Isa, hold: Hold, free: usize) -> bool {
+        self.holdable(isa, hold).len() <= free
+    }
+
+    /// The constants that may be held, each once, those first that are read most often.
+    fn holdable(&self, isa: Isa, hold: Hold) -> Vec<Constant> {
         let mut uses: Vec<(Constant, usize)> = Vec::new();
-        for constant in self.constants(asm.isa, hold) {
+        for constant in self.constants(isa, hold) {
             match uses.iter_mut().find(|(known, _)| *known == constant) {
                 Some((_, count)) => *count += 1,
                 None => uses.push((constant, 1)),
             }
         }
         uses.sort_by_key(|&(_, count)| std::cmp::Reverse(count));
-        pointers.held.clear();
-        for (constant, _) in uses.into_iter().take(free) {
-            let register = asm.vec();
-            let from = self.place(asm.isa, pointers, constant, 0);
-            asm.load(register, from);
-            pointers.held.push((constant, register));
-        }
+        uses.into_iter().map(|(constant, _)| constant).collect()
     }
 
     /// Registers that the steps of a sum need beside it.
@@ -296,9 +331,14 @@ impl WideEpilogue {
         for (index, step) in self.spec.steps().iter().enumerate().skip(self.first) {
             let whole = self.whole(index == last);
             if let Some(requant) = self.requants.get(&index) {
-                if hold == Hold::Vector || !requant.per_channel {
-                    all.extend(requant.parts().map(|part| Constant::Part { table: requant.table, part }));
-                }
+                let vectors = match hold {
+                    _ if !requant.per_channel => 1,
+                    Hold::Uniform => 0,
+                    Hold::Vectors(vectors) => vectors,
+                };
+                let table = requant.table;
+                let parts = |vector| requant.parts().map(move |part| Constant::Part { table, vector, part });
+                all.extend((0..vectors).flat_map(parts));
                 let zeros = [-requant.op.src_zero, requant.op.dst_zero];
                 all.extend(zeros.into_iter().filter(|&zero| zero != 0).map(Constant::Literal));
                 let limits = needed_limits(requant.limits, whole).into_iter().flatten().map(Constant::Literal);
@@ -317,23 +357,21 @@ impl WideEpilogue {
         self.spec.result().elem.range().filter(|_| is_last && self.spec.result().elem != Elem::I32)
     }
 
-    /// Where a constant lies for the vector `vector` vectors behind the pointers.
-    fn place(&self, isa: Isa, pointers: &Pointers, constant: Constant, vector: usize) -> Mem {
+    /// Where a constant lies.
+    fn place(&self, isa: Isa, pointers: &Pointers, constant: Constant) -> Mem {
         match constant {
-            Constant::Part { table, part } => {
-                let is_per_channel = self.requants.values().any(|r| r.table == table && r.per_channel);
-                let record = if is_per_channel { vector * RECORD_VECTORS } else { 0 };
-                Mem::at(pointers.tables[table], (record + part) * isa.bytes())
+            Constant::Part { table, vector, part } => {
+                Mem::at(pointers.tables[table], (vector * RECORD_VECTORS + part) * isa.bytes())
             }
             Constant::Literal(value) => self.at(isa, pointers.literals, value),
         }
     }
 
     /// A constant as an operand.
-    fn constant(&self, isa: Isa, pointers: &Pointers, constant: Constant, vector: usize) -> Src {
-        match pointers.held.iter().find(|(held, _)| *held == constant) {
+    fn constant(&self, isa: Isa, pointers: &Pointers, constant: Constant) -> Src {
+        match pointers.held.0.iter().find(|(held, _)| *held == constant) {
             Some(&(_, register)) => register.into(),
-            None => self.place(isa, pointers, constant, vector).into(),
+            None => self.place(isa, pointers, constant).into(),
         }
     }
 
@@ -358,10 +396,23 @@ impl WideEpilogue {
         }
     }
 
+    /// Moves the pointers to operands and to the second result on by `pixels` pixels.
+    pub fn advance_pixels(&self, asm: &mut Asm, pointers: &Pointers, pixels: usize) {
+        for &(operand, pointer) in &pointers.operands {
+            asm.add_int(pointer, pixels * self.channels() * self.spec.operands()[operand].elem.bytes());
+        }
+        if let Some((second, (to, _))) = self.second.as_ref().zip(pointers.second.as_ref()) {
+            asm.add_to_word(*to, pixels * self.channels() * second.elem().bytes());
+        }
+    }
+
+    fn channels(&self) -> usize {
+        self.spec.result().shape.last().copied().unwrap_or(1)
+    }
+
     /// Emits the steps for a vector: on its `sum`, where the first step is the convolution's or pool's. Overwrites `sum`.
     pub fn emit(&self, asm: &mut Asm, pointers: &Pointers, site: Site, sum: Option<V>) -> V {
-        let channels = self.spec.result().shape.last().copied().unwrap_or(1);
-        let element = site.pixel * channels + site.vector * asm.isa.lanes();
+        let element = site.pixel * self.channels() + site.vector * asm.isa.lanes();
         let load = |asm: &mut Asm, operand: usize| {
             let elem = self.spec.operands()[operand].elem;
             let to = asm.vec();
@@ -384,8 +435,9 @@ impl WideEpilogue {
                 Op::Requant(_) => {
                     let requant = &self.requants[&index];
                     let isa = asm.isa;
-                    let constant = |constant: Constant| self.constant(isa, pointers, constant, site.vector);
-                    let part = |part: usize| constant(Constant::Part { table: requant.table, part });
+                    let constant = |constant: Constant| self.constant(isa, pointers, constant);
+                    let (table, vector) = (requant.table, if requant.per_channel { site.vector } else { 0 });
+                    let part = |part: usize| constant(Constant::Part { table, vector, part });
                     let scaled = requant.emit(asm, value, part, |value| constant(Constant::Literal(value)));
                     if limited {
                         self.clamp(asm, pointers, scaled, requant.limits, whole);
@@ -442,7 +494,7 @@ impl WideEpilogue {
         let isa = asm.isa;
         for (op, limit) in [Binary::MaxI32, Binary::MinI32].into_iter().zip(needed_limits(limits, whole)) {
             if let Some(limit) = limit {
-                asm.binary(op, value, value, self.constant(isa, pointers, Constant::Literal(limit), 0));
+                asm.binary(op, value, value, self.constant(isa, pointers, Constant::Literal(limit)));
             }
         }
     }

@@ -13,7 +13,7 @@ use std::ops::Range;
 
 use hawqc_schedules::{Multiply, Spread};
 
-use super::epilogue::{Hold, WideEpilogue};
+use super::epilogue::{Held, Hold, WideEpilogue};
 use super::store::{Pixels, Vectors};
 use super::window::Window;
 use crate::asm::{Asm, AsmError, Binary, Gpr, Isa, Mem, Shift, Src, V, Widen};
@@ -152,6 +152,14 @@ pub(super) struct Tile {
     pub ahead: Option<(Ahead, Gpr)>,
 }
 
+impl Tile {
+    /// Registers that its products or its epilogue, which needs `temporaries` beside the sums, take.
+    pub fn registers(&self, temporaries: usize) -> usize {
+        let constants = usize::from(self.ones.is_some()) + if self.nibble.is_some() { 2 } else { 0 };
+        self.acc.len() + temporaries.max(1 + self.products.len() + self.held.len() + constants)
+    }
+}
+
 impl Micro<'_> {
     /// Registers of a tile that holds a step's weights: sums, weights, an input, a product in flight, constants.
     pub fn registers_holding_weights(multiply: Multiply, load: Load, mr: usize, nr: usize) -> usize {
@@ -165,7 +173,7 @@ impl Micro<'_> {
     pub fn assemble(&self, mr: usize, nr: usize) -> Result<Vec<u8>, AsmError> {
         self.asking(mr, nr, |ahead| {
             let TileCode { mut asm, table, literals, tile } = self.open(mr, nr, ahead);
-            self.whole_tile(&mut asm, table, literals, &tile);
+            self.whole_tile(&mut asm, table, literals, &tile, None);
             asm.finish()
         })
     }
@@ -196,8 +204,8 @@ impl Micro<'_> {
         TileCode { asm, table, literals, tile }
     }
 
-    /// A tile from its addresses to its results.
-    pub(super) fn whole_tile(&self, asm: &mut Asm, table: Gpr, literals: Gpr, tile: &Tile) {
+    /// A tile from its addresses to its results, the epilogue's constants held if they are given.
+    pub(super) fn whole_tile(&self, asm: &mut Asm, table: Gpr, literals: Gpr, tile: &Tile, held: Option<&Held>) {
         self.begin(asm, table, tile);
         let slots = self.start(asm, table, tile);
         self.prefetch_results(asm, table, 0..tile.mr, tile.nr);
@@ -210,7 +218,7 @@ impl Micro<'_> {
             self.last_widening(asm, table, tile, literals, &slots);
         }
         self.order_channels(asm, table, tile);
-        self.finish(asm, table, tile);
+        self.finish(asm, table, tile, held);
     }
 
     /// The products of a run, and its sums of 16 bits widened where they must be.
@@ -247,12 +255,17 @@ impl Micro<'_> {
     }
 
     /// The epilogue on a tile's sums.
-    fn finish(&self, asm: &mut Asm, table: Gpr, tile: &Tile) {
+    fn finish(&self, asm: &mut Asm, table: Gpr, tile: &Tile, held: Option<&Held>) {
         let literals = asm.argument(table, Word::Literals as usize);
         let dst = asm.argument(table, Word::Dst as usize);
         let mut pointers = self.epilogue.pointers(asm, (table, FIXED_WORDS), literals);
-        let free = self.isa.registers().saturating_sub(tile.acc.len() + self.epilogue.temporaries());
-        self.epilogue.hold(asm, &mut pointers, Hold::Uniform, free);
+        match held {
+            Some(held) => pointers.keep(held),
+            None => {
+                let free = self.isa.registers().saturating_sub(tile.acc.len() + self.epilogue.temporaries());
+                self.epilogue.hold(asm, &mut pointers, Hold::Uniform, free);
+            }
+        }
         let pixels = Pixels { dst: self.dst, to: dst, literals };
         for (pixel, sums) in tile.acc.chunks(tile.nr).enumerate() {
             let vectors = Vectors { pixel, first: 0, count: sums.len() };

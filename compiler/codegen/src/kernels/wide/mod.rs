@@ -7,6 +7,7 @@
 //! Weights are packed at compile time as `[channel block][run][step][vector][lane][4 bytes]`. The vectors of a block lie in
 //! one section of a grouped convolution's channels, or are those of several ([`Sections`]).
 
+mod cells;
 pub mod depthwise;
 mod epilogue;
 pub mod image;
@@ -27,7 +28,9 @@ use std::borrow::Cow;
 
 use cranelift_codegen::ir::{FuncRef, InstBuilder, StackSlotData, StackSlotKind, Value, types};
 use hawqc_ir::{Elem, KernelSpec, Range, Tensor};
-use hawqc_schedules::{ConvGeometry, Machine, Multiply, Sections, UNPACKING_PIXELS, WideSchedule, unsigned_offset};
+use hawqc_schedules::{
+    ConvGeometry, Machine, Multiply, Sections, WideMachine, WideSchedule, unpacks_beside, unsigned_offset,
+};
 
 use super::conv::Geometry;
 use super::emit::Code;
@@ -108,8 +111,8 @@ pub(super) fn lower(
         (_, true) => Load::Nibbles,
         _ => Load::Direct,
     };
-    let (epilogue, requant_tables) = WideEpilogue::new(spec, constants, isa)?;
-    let expands = load != Load::Direct && expands(&geometry, isa, load, schedule);
+    let (epilogue, requant_tables) = WideEpilogue::new(spec, constants, wide)?;
+    let expands = load != Load::Direct && expands(&geometry, isa, load, schedule, run_offsets.len() * steps);
     let pad = i64::from(geometry.pad_value);
     let src_range = spec.operands()[src].int_range()?.union(Range::new(pad, pad));
     let packing =
@@ -180,21 +183,20 @@ pub(super) fn lower(
 
 /// Whether weights are turned into operands once for all tiles of a unit: if there are enough tiles, or if
 /// that cannot be done while a tile is computed.
-fn expands(geometry: &Geometry, isa: Isa, load: Load, schedule: WideSchedule) -> bool {
+fn expands(geometry: &Geometry, isa: Isa, load: Load, schedule: WideSchedule, steps: usize) -> bool {
     let WideSchedule { multiply, mr, nr, rows, .. } = schedule;
     let tiles = (rows * geometry.out[1]).div_ceil(mr);
     let has_odd_block = nr % 2 == 1 || (geometry.channels_out() / isa.lanes()) % nr % 2 == 1;
     // A dot product leaves units idle that unpack beside it, if enough pixels share a step's weights.
-    let is_free = load == Load::Nibbles && multiply == Multiply::Dot && mr >= UNPACKING_PIXELS;
+    let is_free = load == Load::Nibbles && multiply == Multiply::Dot && unpacks_beside(mr, steps);
     tiles >= EXPAND_TILES && !is_free
         || load == Load::Nibbles && has_odd_block
         || Micro::registers_holding_weights(multiply, load, mr, nr) > isa.registers()
 }
 
-/// The instructions of kernels that need nothing but whole vectors of channels.
-fn isa_for(machine: Machine, channels: usize) -> Result<Isa, Unsupported> {
-    let wide = machine.wide_for(channels);
-    wide.map(Isa::of).ok_or_else(|| Unsupported::new(format!("a wide kernel of {channels} channels")))
+/// The vectors of kernels that need nothing but whole vectors of channels.
+fn wide_for(machine: Machine, channels: usize) -> Result<WideMachine, Unsupported> {
+    machine.wide_for(channels).ok_or_else(|| Unsupported::new(format!("a wide kernel of {channels} channels")))
 }
 
 fn ints(values: &[i32]) -> Vec<u8> {

@@ -8,7 +8,7 @@ use hawqc_schedules::Machine;
 
 use super::epilogue::{Hold, WideEpilogue};
 use super::store::{Pixels, Vectors};
-use super::{call, isa_for};
+use super::{call, wide_for};
 use crate::asm::{Asm, AsmError, Isa};
 use crate::error::Unsupported;
 use crate::kernels::emit::Code;
@@ -41,8 +41,9 @@ pub(in crate::kernels) fn lower(
 ) -> Result<Lowered, Unsupported> {
     let out = spec.result();
     let channels = out.shape.last().copied().unwrap_or(1);
-    let isa = isa_for(machine, channels)?;
-    let (epilogue, requant_tables) = WideEpilogue::new(spec, constants, isa)?;
+    let wide = wide_for(machine, channels)?;
+    let isa = Isa::of(wide);
+    let (epilogue, requant_tables) = WideEpilogue::new(spec, constants, wide)?;
     let table_strides = epilogue.table_strides(isa);
     let is_uniform = table_strides.iter().all(|&stride| stride == 0);
     let vectors_all = out.elements() / isa.lanes();

@@ -11,7 +11,7 @@ use hawqc_schedules::Machine;
 
 use super::epilogue::{WideEpilogue, load_values};
 use super::store::{Pixels, Vectors};
-use super::{call, isa_for};
+use super::{call, wide_for};
 use crate::asm::{Asm, AsmError, Binary, Gpr, Isa, Mem, V};
 use crate::error::Unsupported;
 use crate::kernels::emit::Code;
@@ -70,11 +70,12 @@ pub(in crate::kernels) fn lower(
         Op::SumPool(pool) => (pool.window(), Fold::Sum { zero: pool.zero }, pool.zero.into()),
         op => return Err(Unsupported::new(format!("`{}` as a pool", op.name()))),
     };
-    let isa = isa_for(machine, channels)?;
+    let wide = wide_for(machine, channels)?;
+    let isa = Isa::of(wide);
     if window.pad != [0; 4] && !range.contains(Range::new(neutral, neutral)) {
         return Err(Unsupported::new(format!("a padded sum of {} with zero point {neutral}", ty.elem)));
     }
-    let (mut epilogue, requant_tables) = WideEpilogue::new(spec, constants, isa)?;
+    let (mut epilogue, requant_tables) = WideEpilogue::new(spec, constants, wide)?;
     let mut pool = Pool {
         isa,
         fold,

@@ -10,8 +10,9 @@
 //! ([`hawqc_ir::Dyadic::short`]) with the upper one alone.
 
 use hawqc_ir::{Arg, KernelSpec, Range, Requant, Rounding, Tensor, TensorType};
+use hawqc_schedules::WideMachine;
 
-use crate::asm::{Asm, Binary, Isa, Shift, ShiftBy, Src, V};
+use crate::asm::{Asm, Binary, Shift, ShiftBy, Src, V};
 use crate::error::Unsupported;
 use crate::kernels::Table;
 
@@ -33,6 +34,8 @@ pub struct WideRequant {
     /// One record for every vector of channels; otherwise one for all.
     pub per_channel: bool,
     product: Product,
+    /// Whether one instruction multiplies pairs and adds them.
+    dot: bool,
     /// Limits that some value of the source reaches: i64's where none does.
     pub limits: (i64, i64),
 }
@@ -87,7 +90,7 @@ impl WideRequant {
         index: usize,
         requant: &Requant,
         constants: &[Option<&Tensor>],
-        isa: Isa,
+        wide: WideMachine,
         table: usize,
     ) -> Result<(WideRequant, Table), Unsupported> {
         let step = &spec.steps()[index];
@@ -109,7 +112,7 @@ impl WideRequant {
         let lane = |(m, e)| lane(m, e, magnitude, requant);
         let mut lanes = mult.ints()?.into_iter().zip(shift.ints()?).map(lane).collect::<Result<Vec<Lane>, _>>()?;
         if !per_channel {
-            lanes = vec![lanes[0]; isa.lanes()];
+            lanes = vec![lanes[0]; wide.lanes];
         }
         let limits = reached_limits(requant, range, &lanes);
         let signed = range.lo < zero;
@@ -125,11 +128,12 @@ impl WideRequant {
                 (Product::Wide { scaled }, lanes.iter().enumerate().map(record).collect::<Vec<_>>())
             }
         };
-        let vectors = records.chunks(isa.lanes()).flat_map(|lanes| {
+        let vectors = records.chunks(wide.lanes).flat_map(|lanes| {
             (0..RECORD_VECTORS).flat_map(|part| lanes.iter().flat_map(move |record| record[part].to_le_bytes()))
         });
         let bytes = vectors.collect();
-        Ok((WideRequant { op: requant.clone(), table, per_channel, product, limits }, Table::new(bytes)))
+        let requant = WideRequant { op: requant.clone(), table, per_channel, product, dot: wide.dot, limits };
+        Ok((requant, Table::new(bytes)))
     }
 
     /// What of the constants the code depends on.
@@ -148,6 +152,11 @@ impl WideRequant {
         if self.op.src_zero != 0 {
             asm.binary(Binary::AddI32, value, value, literal(-self.op.src_zero));
         }
+        let add_half = |asm: &mut Asm, value: V| {
+            if self.op.round != Rounding::Floor {
+                asm.binary(Binary::AddI32, value, value, part(HALF));
+            }
+        };
         let value = match self.product {
             Product::Wide { scaled } => {
                 let other = asm.vec();
@@ -157,10 +166,13 @@ impl WideRequant {
                 asm.shift(Shift::RightU64, other, value, 32);
                 asm.binary(Binary::MulEven, value, value, part(MULT));
                 asm.binary(Binary::MulEven, other, other, part(self.odd_mult()));
-                asm.high_halves(value, other)
+                let high = asm.high_halves(value, other);
+                add_half(asm, high);
+                high
             }
             Product::Upper => {
                 asm.binary(Binary::Maddwd, value, value, part(UPPER));
+                add_half(asm, value);
                 value
             }
             Product::Halves { signed } => {
@@ -172,14 +184,16 @@ impl WideRequant {
                     // The upper halves of the lanes are 0.
                     asm.binary(Binary::MulHighU16, other, value, part(LOWER));
                 }
-                asm.binary(Binary::Maddwd, value, value, part(UPPER));
-                asm.binary(Binary::AddI32, value, value, other);
-                value
+                add_half(asm, other);
+                if self.dot {
+                    asm.dot_i16(other, value, part(UPPER));
+                } else {
+                    asm.binary(Binary::Maddwd, value, value, part(UPPER));
+                    asm.binary(Binary::AddI32, other, other, value);
+                }
+                other
             }
         };
-        if self.op.round != Rounding::Floor {
-            asm.binary(Binary::AddI32, value, value, part(HALF));
-        }
         asm.shift_by(ShiftBy::RightI32, value, value, part(SHIFT));
         if self.op.dst_zero != 0 {
             asm.binary(Binary::AddI32, value, value, literal(self.op.dst_zero));

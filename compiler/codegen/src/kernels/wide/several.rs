@@ -10,6 +10,7 @@
 
 use hawqc_schedules::OVERLAP_STEPS;
 
+use super::epilogue::{Held, Hold};
 use super::micro::{FIXED_WORDS, Micro, ResultWord, Tile, TileCode, UNROLL, Word, begin_run};
 use super::store::{Pixels, Vectors};
 use crate::asm::{Asm, AsmError, Gpr, Mem};
@@ -46,14 +47,26 @@ impl Micro<'_> {
     }
 
     /// One tile after the other.
-    fn in_turn(&self, mut code: TileCode) -> Result<Vec<u8>, AsmError> {
-        let table = code.table;
-        code.asm.repeat_word_down(Mem::word(table, Word::Tiles as usize), |asm| {
-            self.whole_tile(asm, table, code.literals, &code.tile);
-            self.next_inputs(asm, table, &code.tile);
-            self.next_results(asm, table, code.tile.mr);
+    fn in_turn(&self, code: TileCode) -> Result<Vec<u8>, AsmError> {
+        let TileCode { mut asm, table, literals, tile } = code;
+        let held = self.held_by_all(&mut asm, table, literals, &tile);
+        asm.repeat_word_down(Mem::word(table, Word::Tiles as usize), |asm| {
+            self.whole_tile(asm, table, literals, &tile, held.as_ref());
+            self.next_inputs(asm, table, &tile);
+            self.next_results(asm, table, tile.mr);
         });
-        code.asm.finish()
+        asm.finish()
+    }
+
+    /// The epilogue's constants in registers that no tile needs, if these suffice for all.
+    fn held_by_all(&self, asm: &mut Asm, table: Gpr, literals: Gpr, tile: &Tile) -> Option<Held> {
+        let hold = Hold::Vectors(tile.nr);
+        let free = self.isa.registers().saturating_sub(tile.registers(self.epilogue.temporaries()));
+        self.epilogue.holds_all(self.isa, hold, free).then(|| {
+            let mut pointers = self.epilogue.pointers(asm, (table, FIXED_WORDS), literals);
+            self.epilogue.hold(asm, &mut pointers, hold, free);
+            pointers.held()
+        })
     }
 
     /// The epilogue of each tile beside the products of the next.

@@ -114,18 +114,20 @@ impl Pixels {
     }
 
     fn finish_pixels(&self, asm: &mut Asm, epilogue: &WideEpilogue, pointers: &Pointers, sums: &[(usize, Option<V>)]) {
-        let (fours, rest) = if self.dst.elem.bytes() == 1 { sums.as_chunks::<4>() } else { (&[][..], sums) };
-        for four in fours {
-            let site = |pixel: usize| Site { pixel, vector: 0, packed: true };
-            let results = four.map(|(pixel, sum)| epilogue.emit(asm, pointers, site(pixel), sum));
-            let to = four.map(|(pixel, _)| self.at(pixel, 0, asm.isa.lanes()));
-            let limits = epilogue.byte_limits_at(asm.isa, self.literals);
-            let order = pack_orders_at(asm.isa, self.literals).map(|[order, _]| order);
-            asm.store_bytes_apart(to, results, self.dst.elem.is_signed(), order, limits);
-        }
-        for &(pixel, sum) in rest {
-            let result = epilogue.emit(asm, pointers, Site { pixel, vector: 0, packed: false }, sum);
-            store(asm, self.dst.elem, self.at(pixel, 0, asm.isa.lanes()), &[result], (epilogue, self.literals));
+        for some in sums.chunks(if self.dst.elem.bytes() == 1 { 4 } else { 1 }) {
+            let packed = some.len() > 1;
+            let result = |&(pixel, sum): &(usize, Option<V>)| {
+                epilogue.emit(asm, pointers, Site { pixel, vector: 0, packed }, sum)
+            };
+            let results: Vec<V> = some.iter().map(result).collect();
+            let to: Vec<Mem> = some.iter().map(|&(pixel, _)| self.at(pixel, 0, asm.isa.lanes())).collect();
+            if packed {
+                let limits = epilogue.byte_limits_at(asm.isa, self.literals);
+                let order = pack_orders_at(asm.isa, self.literals).map(|[order, _]| order);
+                asm.store_bytes_apart(&to, &results, self.dst.elem.is_signed(), order, limits);
+            } else {
+                store(asm, self.dst.elem, to[0], &results, (epilogue, self.literals));
+            }
         }
         if let Some((pixels, second, pointers)) = self.second(asm, epilogue, pointers) {
             let again: Vec<(usize, Option<V>)> = sums.iter().map(|&(pixel, _)| (pixel, None)).collect();

@@ -63,7 +63,7 @@ pub fn lower(
     let shape = [geometry.group_out, geometry.group_in];
     let operands = prove(levels, &weights.ints()?, shape, spec.operands()[src].int_range()?, bias.as_deref());
     let operands = operands.map_err(Unsupported::new)?;
-    let (mut epilogue, requant_tables) = WideEpilogue::new(spec, constants, isa)?;
+    let (mut epilogue, requant_tables) = WideEpilogue::new(spec, constants, wide)?;
     operands.offsets.iter().for_each(|&offset| epilogue.literal(splat_byte(offset)));
     let parts = levels.parts();
     let part = [geometry.group_in / parts, geometry.group_out / parts];

@@ -354,7 +354,7 @@ pub fn assemble_output(
                     values.into_iter().map(|value| keep.keep(a, value)).collect()
                 };
                 let columns: Vec<Vec<Place>> = (0..width).map(|j| column(a, j)).collect();
-                epilogue.hold(a, &mut pointers, Hold::Vector, constants);
+                epilogue.hold(a, &mut pointers, Hold::Vectors(1), constants);
                 for (i, kept) in rows_of(&columns).enumerate() {
                     let row = across.emit(a, Lanes::I32, (epilogue, literals), |a, j| kept[j].load(a));
                     for (j, scaled) in row.into_iter().enumerate() {

@@ -77,7 +77,7 @@ pub fn lower(
     let order = Order::of(&algorithm.sum_of(), algorithm.sums());
     let (transformed, starts) = (order.positions(&transformed), order.sums(&starts));
     let groups = groups(schedule.multiply, &proof, &order, (&transformed, [k, c]))?;
-    let (mut epilogue, requant_tables) = WideEpilogue::new(spec, constants, isa)?;
+    let (mut epilogue, requant_tables) = WideEpilogue::new(spec, constants, wide)?;
     add_literals(&algorithm, schedule.lane(), &proof.offsets, &mut epilogue);
     // In the ring of the lanes, so bytes are right with or without sign.
     let overhang = (geometry.channels * schedule.multiply.operand_bytes()) % isa.bytes();

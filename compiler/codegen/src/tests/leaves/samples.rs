@@ -310,7 +310,8 @@ fn depthwise(vectors: &Vectors) -> Vec<Sample> {
         let schedules = some(vectors, &case, 6, |s| matches!(s, Schedule::Depthwise(_)));
         all.push(Sample { label, case, schedules });
     };
-    let c = vectors.channels(3);
+    // Cells are prepared for four, two and one vector.
+    let c = vectors.channels(7);
     let build = |src, wei, kernel: [usize; 2], stride| {
         let mut build = Build::new(src, wei, [9, 11], c, c, kernel);
         build.op = Conv { stride, pad: [1; 4], groups: c, ..Conv::unit() };
@@ -331,6 +332,8 @@ fn depthwise(vectors: &Vectors) -> Vec<Sample> {
         let case = build(Elem::U8, Elem::I8, [3, 3], [1, 1]).requantised(Elem::I16, Rounding::HalfUp);
         of("depthwise and residual", with_residual(case, elem, Elem::U8, 0));
     }
+    let case = build(Elem::U8, Elem::I8, [3, 3], [1, 1]).requantised(Elem::I16, Rounding::HalfUp);
+    of("depthwise with a second result", with_second(case, Elem::U8, 0));
     all
 }
 
