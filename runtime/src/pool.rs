@@ -2,23 +2,27 @@
 //!
 //! # Protocol
 //!
-//! A loop of `n` tasks is described by a `Job` on the caller's stack. Three atomics carry it:
-//! `job` points to it, `unclaimed` counts tasks nobody has taken, `unfinished` counts tasks not yet
-//! done. The caller writes `job` and `unfinished`, then stores `n` to `unclaimed`. Caller and
-//! workers alike claim a task by decrementing `unclaimed` from a positive value, read `job` only
-//! after a successful claim, run the task and decrement `unfinished`. The caller returns when
+//! A loop of `n` tasks is described by a `Job` on the caller's stack. Its tasks are dealt out as lanes, of which there are at
+//! most 64: lane `l` is the tasks `l`, `l + 64` and so on. Three atomics carry the loop:
+//! `job` points to it, `unclaimed` has a bit for every lane nobody has taken, `unfinished` counts lanes not yet
+//! done. The caller writes `job` and `unfinished`, then stores all bits to `unclaimed`. Caller and
+//! workers alike claim a lane by clearing its bit, read `job` only
+//! after a successful claim, run the lane's tasks and decrement `unfinished`. The caller returns when
 //! `unfinished` is zero: it joins on tasks done, never on workers having arrived, so a worker that
 //! sleeps through the whole loop delays nobody.
 //!
+//! A thread claims the lane of its own number if it can, and any other only then: what task `t` of one loop leaves in a core's
+//! cache is what task `t` of the next one wants there.
+//!
 //! # Why it is correct
 //!
-//! - *A claim sees its own job.* The claim is an acquire compare-and-swap on `unclaimed` whose value
+//! - *A claim sees its own job.* The claim is an acquire compare-and-swap on `unclaimed` whose old value
 //!   comes from the caller's release store, directly or through other claims (read-modify-writes
 //!   continue a release sequence). So the claimer sees the `job` and `unfinished` written before
 //!   that store. It cannot see later ones: the caller writes those only after `unfinished` reached
 //!   zero, which needs the claimer's own decrement.
 //! - *The value of `unclaimed` carries no identity, and needs none.* A worker may load it during one
-//!   loop and swap it during the next; the swap then claims a task of the next loop, and the job is
+//!   loop and swap it during the next; the swap then claims a lane of the next loop, and the job is
 //!   read after it.
 //! - *The job outlives its use.* Its last use by a claimer precedes that claimer's decrement of
 //!   `unfinished` (release), which the caller's acquire load of zero observes before returning. The
@@ -27,7 +31,7 @@
 //!   loads `unclaimed`; the caller stores `unclaimed` and then loads `sleepers`; all four are
 //!   sequentially consistent, so at least one of the two sees the other. If the caller sees the
 //!   sleeper it notifies under the mutex that the worker holds from before its load until it waits.
-//!   A lost wake-up would cost speed only: the caller runs every task nobody claims.
+//!   A lost wake-up would cost speed only: the caller runs every lane nobody claims.
 //! - *No wake-up of the caller is lost.* The caller sets `CALLER_WAITS` in `unfinished` itself, so
 //!   the decrement that leaves only that bit knows it must notify, and does so under the mutex
 //!   under which the caller tests the count.
@@ -42,7 +46,7 @@ use std::mem;
 use std::num::NonZeroUsize;
 use std::panic::{self, AssertUnwindSafe};
 use std::ptr;
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
@@ -60,6 +64,8 @@ pub const THREADS_VARIABLE: &str = "HAWQC_THREADS";
 const SPIN_TURNS: u32 = 10_000;
 /// Every this many turns the waiting thread offers its CPU to others, which may be what it waits for.
 const TURNS_PER_YIELD: u32 = 256;
+/// Lanes of a loop at most: bits of `unclaimed`.
+const MAX_LANES: usize = 64;
 /// Bit of `unfinished` that says the caller sleeps.
 const CALLER_WAITS: usize = 1 << (usize::BITS - 1);
 
@@ -117,7 +123,7 @@ struct Job {
 
 struct Shared {
     job: AtomicPtr<Job>,
-    unclaimed: AtomicUsize,
+    unclaimed: AtomicU64,
     unfinished: AtomicUsize,
     busy: AtomicBool,
     shutdown: AtomicBool,
@@ -148,28 +154,33 @@ fn wait<'a>(condition: &Condvar, guard: MutexGuard<'a, ()>) -> MutexGuard<'a, ()
 }
 
 impl Shared {
-    /// Takes one task of the current loop; returns how many were unclaimed before, or `None` when
-    /// all are taken.
-    fn claim(&self) -> Option<usize> {
+    /// Takes a lane of the current loop, that of `thread` if it is there; `None` when all are taken.
+    fn claim(&self, thread: usize) -> Option<usize> {
         let mut unclaimed = self.unclaimed.load(Ordering::Relaxed);
         while unclaimed > 0 {
-            match self.unclaimed.compare_exchange_weak(unclaimed, unclaimed - 1, Ordering::Acquire, Ordering::Relaxed) {
-                Ok(_) => return Some(unclaimed),
+            let own = thread % MAX_LANES;
+            // Others' lanes from the last on, as their threads are the last to be woken.
+            let lane = if unclaimed >> own & 1 == 1 { own } else { unclaimed.ilog2() as usize };
+            let rest = unclaimed & !(1 << lane);
+            match self.unclaimed.compare_exchange_weak(unclaimed, rest, Ordering::Acquire, Ordering::Relaxed) {
+                Ok(_) => return Some(lane),
                 Err(found) => unclaimed = found,
             }
         }
         None
     }
 
-    /// Runs tasks of the current loop until all are claimed.
-    fn work(&self) {
-        while let Some(unclaimed) = self.claim() {
-            // SAFETY: after a claim `job` is the claimed task's job and lives until the decrement
-            // of `unfinished` below (module head). The task runs exactly once, because each value
-            // of `unclaimed` is claimed once.
+    /// Runs lanes of the current loop until all are claimed.
+    fn work(&self, thread: usize) {
+        while let Some(lane) = self.claim(thread) {
+            // SAFETY: after a claim `job` is the claimed lane's job and lives until the decrement
+            // of `unfinished` below (module head). A task runs exactly once, because it is in one lane and each lane's bit
+            // is cleared once.
             unsafe {
                 let job = &*self.job.load(Ordering::Relaxed);
-                (job.run)(job.context, job.tasks - unclaimed, job.tasks);
+                for task in (lane..job.tasks).step_by(MAX_LANES) {
+                    (job.run)(job.context, task, job.tasks);
+                }
             }
             let before = self.unfinished.fetch_sub(1, Ordering::AcqRel);
             if before == (1 | CALLER_WAITS) {
@@ -199,16 +210,17 @@ impl Shared {
     /// Runs `job` on this thread and every worker that comes in time.
     fn run(&self, job: &Job) {
         self.job.store(ptr::from_ref(job).cast_mut(), Ordering::Relaxed);
-        self.unfinished.store(job.tasks, Ordering::Relaxed);
-        self.unclaimed.store(job.tasks, Ordering::SeqCst);
+        let lanes = job.tasks.min(MAX_LANES);
+        self.unfinished.store(lanes, Ordering::Relaxed);
+        self.unclaimed.store(u64::MAX >> (MAX_LANES - lanes), Ordering::SeqCst);
         let sleepers = self.sleepers.load(Ordering::SeqCst);
         if sleepers > 0 {
             let _guard = lock(&self.work_lock);
-            for _ in 0..sleepers.min(job.tasks - 1) {
+            for _ in 0..sleepers.min(lanes - 1) {
                 self.work_arrived.notify_one();
             }
         }
-        self.work();
+        self.work(0);
         self.join();
     }
 
@@ -255,7 +267,7 @@ impl Pool {
         let crowded = threads > available_threads();
         let shared = Arc::new(Shared {
             job: AtomicPtr::new(ptr::null_mut()),
-            unclaimed: AtomicUsize::new(0),
+            unclaimed: AtomicU64::new(0),
             unfinished: AtomicUsize::new(0),
             busy: AtomicBool::new(false),
             shutdown: AtomicBool::new(false),
@@ -272,7 +284,7 @@ impl Pool {
             let shared = Arc::clone(&pool.shared);
             let worker = thread::Builder::new().name(format!("hawqc-{index}")).spawn(move || {
                 while shared.wait_for_work() {
-                    shared.work();
+                    shared.work(index);
                 }
             })?;
             pool.workers.push(worker);
@@ -372,7 +384,6 @@ impl Drop for Pool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::AtomicU64;
 
     /// A loop body whose cost differs widely between tasks.
     fn uneven(task: usize, round: usize) -> u64 {
@@ -403,6 +414,33 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn tasks_beyond_the_lanes_run_once() {
+        let pool = Pool::new(3).unwrap();
+        for tasks in [MAX_LANES - 1, MAX_LANES, MAX_LANES + 1, 5 * MAX_LANES + 7] {
+            let runs: Vec<AtomicUsize> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
+            pool.for_each(tasks, |task| {
+                runs[task].fetch_add(1, Ordering::Relaxed);
+            });
+            assert!(runs.into_iter().all(|count| count.into_inner() == 1), "{tasks} tasks");
+        }
+    }
+
+    /// Claims alone, without threads: the own lane first, then the others.
+    #[test]
+    fn a_thread_claims_its_own_lane_first() {
+        let pool = Pool::new(1).unwrap();
+        let claims = |thread: usize, lanes: u64| {
+            pool.shared.unclaimed.store(lanes, Ordering::Relaxed);
+            std::iter::from_fn(|| pool.shared.claim(thread)).collect::<Vec<usize>>()
+        };
+        assert_eq!(claims(0, 0b1111), [0, 3, 2, 1]);
+        assert_eq!(claims(2, 0b1111), [2, 3, 1, 0]);
+        assert_eq!(claims(5, 0b0011), [1, 0]);
+        assert_eq!(claims(2 + MAX_LANES, 0b1111), [2, 3, 1, 0]);
+        assert_eq!(claims(1, 0), Vec::<usize>::new());
     }
 
     #[test]

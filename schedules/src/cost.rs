@@ -15,7 +15,7 @@ use hawqc_ir::Elem;
 
 use crate::conv::ConvGeometry;
 use crate::wide::{registers, unsigned_offset};
-use crate::{Multiply, Sections, WideMachine, WideSchedule, WinogradSchedule};
+use crate::{Multiply, Parts, Sections, Units, WideMachine, WideSchedule, WinogradSchedule};
 
 /// What is counted.
 const TERMS: usize = 11;
@@ -39,7 +39,7 @@ const WEIGHT: usize = 9;
 const COPIED: usize = 10;
 
 /// Nanoseconds of each, from `schedules/data/zen3_avx2.txt`.
-const AVX2: [f64; TERMS] = [0.0879, 0.0490, 10.2714, 0.0336, 0.0207, 1.9251, 0.0000, 0.0428, 0.0638, 0.0422, 0.0136];
+const AVX2: [f64; TERMS] = [0.0879, 0.0490, 10.2597, 0.0337, 0.0210, 1.9227, 0.0000, 0.0428, 0.0636, 0.0422, 0.0136];
 /// From `schedules/data/zen4_avx512.txt`.
 const DOT: [f64; TERMS] = [0.2569, 0.0168, 1.1169, 0.0290, 0.0714, 3.3796, 1.1009, 0.0122, 0.0102, 0.0513, 0.0296];
 
@@ -139,6 +139,11 @@ fn whole_and_rest(count: usize, size: usize, of_part: impl Fn(usize) -> Tiles) -
     sum(times(of_part(size), count / size), rest)
 }
 
+/// What the parts cost together.
+fn of_parts(parts: Parts, of_part: impl Fn(usize) -> Tiles) -> Tiles {
+    parts.sizes().into_iter().map(|(size, count)| times(of_part(size), count)).fold(Tiles::default(), sum)
+}
+
 fn sum(a: Tiles, b: Tiles) -> Tiles {
     std::array::from_fn(|i| a[i] + b[i])
 }
@@ -175,12 +180,13 @@ impl WideSchedule {
         let run = depth / if geometry.groups == 1 { kh } else { kh * kw };
         let four_bits = geometry.wei == Elem::I4;
         let products = Products { multiply, mr, nr, vectors, section, depth, run, four_bits };
-        let rows = geometry.pixels / geometry.row_pixels;
-        let tiles = whole_and_rest(rows, self.rows, |rows| products.counts(rows * geometry.row_pixels, wide));
+        let Units { images, rows, blocks } = self.units(geometry, wide.lanes);
+        let of_unit = |rows: usize| products.counts(rows * geometry.row_pixels, wide);
+        let tiles = times(of_parts(rows, of_unit), images);
         let mut counts = [0.0; TERMS];
         [counts[PRODUCT], counts[SOURCE], counts[TILE], counts[CROWD], counts[WEIGHT]] =
             tiles.map(|count| count as f64);
-        let weights = (rows.div_ceil(self.rows) * channels * depth) as f64;
+        let weights = (images * rows.count * channels * depth) as f64;
         if self.expands(geometry, wide, depth) {
             counts[PREPARED] = weights;
         } else {
@@ -190,9 +196,8 @@ impl WideSchedule {
         let is_operand = geometry.src_bytes == multiply.operand_bytes() && unsigned_offset(geometry.src) == 0;
         if !is_operand || geometry.kernel != [1, 1] {
             // Every group of channels copies again, every unit some rows that others copy too.
-            let groups = vectors.div_ceil(nr).div_ceil(self.blocks);
-            let shared = rows.div_ceil(self.rows) * (geometry.kernel[0] - 1) / geometry.stride[0];
-            counts[COPIED] = (groups * (rows + shared) * geometry.row_values) as f64;
+            let shared = rows.count * (geometry.kernel[0] - 1) / geometry.stride[0];
+            counts[COPIED] = (blocks.count * images * (rows.all + shared) * geometry.row_values) as f64;
         }
         counts
     }
@@ -211,31 +216,29 @@ impl WinogradSchedule {
     }
 
     fn counts(&self, geometry: &ConvGeometry, wide: WideMachine) -> [f64; TERMS] {
-        let WinogradSchedule { multiply, outputs: [h, w], mr, nr, .. } = *self;
+        let WinogradSchedule { multiply, outputs: [_, width], mr, nr, .. } = *self;
         let depths = self.depths(geometry);
         let positions: usize = depths.iter().map(|(depth, sums)| depth * sums).sum();
-        let images = geometry.pixels / (geometry.image_rows * geometry.row_pixels);
-        let [down, across] = [geometry.image_rows.div_ceil(h), geometry.row_pixels.div_ceil(w)];
+        let Units { images, rows, blocks } = self.units(geometry, wide);
+        let across = geometry.row_pixels.div_ceil(width);
         let vectors = geometry.channels.div_ceil(wide.lanes);
         let of_depth = |(&depth, &sums): (&usize, &usize)| {
             let depth = depth * geometry.group_in;
             let products =
                 Products { multiply, mr, nr, vectors, section: vectors, depth, run: depth, four_bits: false };
-            times(whole_and_rest(down, self.rows, |rows| products.counts(rows * across, wide)), sums)
+            times(of_parts(rows, |rows| products.counts(rows * across, wide)), sums)
         };
         let of_image = depths.iter().map(of_depth).fold(Tiles::default(), sum);
-        let tiles = images * down * across;
-        // Every group of channels transforms its inputs again.
-        let groups = geometry.channels.div_ceil(wide.lanes * nr).div_ceil(self.blocks);
-        let units = images * down.div_ceil(self.rows);
+        let tiles = images * rows.all * across;
         let mut counts = [0.0; TERMS];
         [counts[PRODUCT], counts[SOURCE], counts[TILE], _, counts[WEIGHT]] =
             times(of_image, images).map(|count| count as f64);
         counts[OUTPUT] = (geometry.pixels * geometry.channels) as f64;
         let input_lanes = 4 * wide.lanes / multiply.operand_bytes();
-        counts[INPUT] = (groups * tiles * positions * geometry.group_in.div_ceil(input_lanes)) as f64;
+        // Every group of channels transforms its inputs again.
+        counts[INPUT] = (blocks.count * tiles * positions * geometry.group_in.div_ceil(input_lanes)) as f64;
         counts[SUM] = (tiles * depths.values().sum::<usize>() * vectors) as f64;
-        counts[WEIGHT_BYTE] = (units * self.weight_bytes(geometry, positions)) as f64;
+        counts[WEIGHT_BYTE] = (images * rows.count * self.weight_bytes(geometry, positions)) as f64;
         counts
     }
 

@@ -11,7 +11,8 @@ use hawqc_ir::{Arg, Elem, KernelSpec, Op};
 
 use crate::cells::CellAxis;
 use crate::conv::plain_rounding;
-use crate::{Machine, WideMachine};
+use crate::units::{balanced, near};
+use crate::{Machine, Parts, Units, WideMachine};
 
 /// See the module's documentation. All at least 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -40,6 +41,8 @@ pub struct DepthwiseGeometry {
 /// Bytes of a channel's cell.
 pub const CELL_BYTES: usize = 4;
 const MAX_MR: usize = 8;
+/// Multiply-accumulates of an image from which on threads share it.
+const SHARED_MACS: usize = 320_000;
 /// Bytes that displacements may span.
 const FAR: usize = 1 << 30;
 /// Bytes of prepared source rows of a unit: a part of the first-level cache, or else of the second; and those it should not
@@ -123,9 +126,26 @@ impl DepthwiseSchedule {
                 ((1..=rows_all).rev().find(fits).unwrap_or(1), vectors_all)
             }
         };
-        // Equal units.
-        let rows = geometry.out[0].div_ceil(geometry.out[0].div_ceil(most));
-        Some(DepthwiseSchedule { mr, rows, vectors }).filter(|schedule| schedule.legal(geometry, machine).is_ok())
+        let whole = DepthwiseSchedule { mr, rows: Parts::of(geometry.out[0], most).largest(), vectors };
+        let is_shared =
+            geometry.channels * geometry.out.iter().chain(&geometry.kernel).product::<usize>() >= SHARED_MACS;
+        let parts = (vectors.div_ceil(2)..vectors).rev().filter(|v| is_part(*v));
+        let of_parts = parts.map(|vectors| DepthwiseSchedule { vectors, ..whole });
+        let of_rows = near(geometry.out[0], whole.rows, whole.rows).map(|rows| DepthwiseSchedule { rows, ..whole });
+        let others = of_parts.chain(of_rows).filter(|_| is_shared);
+        let schedule = balanced(whole, others, |schedule| {
+            schedule.units(geometry, wide).balance((1, vectors_all / schedule.vectors))
+        });
+        Some(schedule).filter(|schedule| schedule.legal(geometry, machine).is_ok())
+    }
+
+    /// The units of an image; blocks are the channels of a unit.
+    fn units(&self, geometry: &DepthwiseGeometry, wide: WideMachine) -> Units {
+        Units {
+            images: 1,
+            rows: Parts::of(geometry.out[0], self.rows),
+            blocks: Parts::of(geometry.channels / wide.lanes / self.vectors, 1),
+        }
     }
 
     pub(crate) fn candidates(geometry: &DepthwiseGeometry, machine: Machine) -> Vec<DepthwiseSchedule> {

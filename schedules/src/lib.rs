@@ -15,12 +15,12 @@ mod sections;
 pub mod strassen;
 mod strassen_schedule;
 pub mod tuning;
+mod units;
 mod wide;
 pub mod winograd;
 mod winograd_schedule;
 
 use std::fmt;
-use std::ops::RangeInclusive;
 use std::str::FromStr;
 
 use hawqc_ir::KernelSpec;
@@ -32,6 +32,7 @@ pub use cost::{OVERLAP_STEPS, unpacks_beside};
 pub use depthwise::{CELL_BYTES, DepthwiseGeometry, DepthwiseSchedule};
 pub use sections::{Sections, Spread};
 pub use strassen_schedule::StrassenSchedule;
+pub use units::{Parts, Units};
 pub use wide::{Multiply, WideSchedule, unsigned_offset};
 pub use winograd_schedule::WinogradSchedule;
 
@@ -217,30 +218,6 @@ impl FromStr for Schedule {
         depthwise.map_err(|()| ScheduleError::Syntax(text.to_owned()))
     }
 }
-
-/// How well two threads, and less important four, share `all`, cut into units of `size`, each in `parts`: 1 where all are busy to the end.
-/// A thread takes every second (fourth) of them; the last unit may be smaller.
-fn balance(all: usize, size: usize, parts: usize) -> f64 {
-    let unit = |index: usize| size.min(all - index / parts * size);
-    let units = all.div_ceil(size) * parts;
-    let busy = |threads: usize| {
-        let longest = (0..threads).map(|t| (t..units).step_by(threads).map(unit).sum::<usize>()).max().unwrap_or(0);
-        (all * parts) as f64 / (threads * longest.max(1)) as f64
-    };
-    (2.0 * busy(2) + busy(4)) / 3.0
-}
-
-/// `size`, or one of `sizes` whose units are shared better, larger ones first.
-fn balanced(all: usize, parts: usize, size: usize, sizes: RangeInclusive<usize>) -> usize {
-    let shared = |size: usize| balance(all, size, parts);
-    let larger = sizes.clone().filter(|&other| other > size);
-    let smaller = sizes.rev().filter(|&other| other < size);
-    let better = |best: usize, other: usize| if shared(other) > shared(best) + BALANCE_MATTERS { other } else { best };
-    larger.chain(smaller).fold(size, better)
-}
-
-/// Differences in [`balance`] that do not count.
-const BALANCE_MATTERS: f64 = 0.08;
 
 /// The number of `key=number`, in the spelling that printing gives.
 fn number(word: &str, key: &str) -> Result<usize, ()> {

@@ -11,7 +11,8 @@ use std::str::FromStr;
 use hawqc_ir::{Elem, Range};
 
 use crate::conv::ConvGeometry;
-use crate::{Machine, WideMachine, balanced};
+use crate::units::{balanced, near, shared_ns};
+use crate::{Machine, Parts, Units, WideMachine};
 
 /// How products are formed and summed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -81,6 +82,9 @@ const LARGE_IMAGE: usize = 256;
 const UNIT_MACS: usize = 400_000;
 /// Tiles whose estimate is at most this many times the best are candidates.
 const WORTH_TRYING: f64 = 4.0 / 3.0;
+/// What reading from another core's cache costs two threads, weighed as [`shared_ns`] does: a quarter of what was measured
+/// between cores of one third-level cache (Zen 4), not fitted.
+const FOREIGN_NS_PER_BYTE: f64 = 0.025;
 /// Shortest window of 16-bit sums that is worth its widening.
 const SHORTEST_WINDOW: i64 = 4;
 
@@ -106,40 +110,65 @@ impl WideSchedule {
     pub(crate) fn default_for(geometry: &ConvGeometry, machine: Machine) -> Option<WideSchedule> {
         let all = tiles(geometry, machine);
         let wide = geometry.wide_machine(machine)?;
-        let cheaper = |a: &&WideSchedule, b: &&WideSchedule| {
-            a.estimated_ns(geometry, wide).total_cmp(&b.estimated_ns(geometry, wide)).then(a.mr.cmp(&b.mr))
+        let cost = |s: &WideSchedule| {
+            let shared = shared_ns(s.estimated_ns(geometry, wide), s.balance(geometry, wide.lanes));
+            shared + s.foreign_bytes(geometry, wide.lanes) as f64 * FOREIGN_NS_PER_BYTE
         };
+        let cheaper = |a: &&WideSchedule, b: &&WideSchedule| cost(a).total_cmp(&cost(b)).then(a.mr.cmp(&b.mr));
         all.iter().min_by(cheaper).copied()
     }
 
-    /// The blocking that suits a tile.
-    fn with_tile(geometry: &ConvGeometry, lanes: usize, multiply: Multiply, mr: usize, nr: usize) -> WideSchedule {
+    /// The blockings that suit a tile: units of all channels, so that no input is brought into form twice, and of as few rows as
+    /// there are units wanted; or else of as many rows as fit and of some of the channels, so that no weights are read twice.
+    fn with_tile(geometry: &ConvGeometry, lanes: usize, multiply: Multiply, mr: usize, nr: usize) -> Vec<WideSchedule> {
         let rows_all = geometry.pixels / geometry.row_pixels;
         let blocks_all = geometry.channels_out().div_ceil(lanes * nr);
         let row_bytes = (geometry.row_values * multiply.operand_bytes()).max(1);
-        let mut rows = (REGION_BYTES / row_bytes).clamp(1, geometry.image_rows);
-        // Equal units.
-        rows = geometry.image_rows.div_ceil(geometry.image_rows.div_ceil(rows));
+        let rows = (REGION_BYTES / row_bytes).clamp(1, geometry.image_rows);
+        let rows = Parts::of(geometry.image_rows, rows).largest();
         let macs = geometry.pixels * geometry.channels_out() * geometry.depth;
         // Enough units to share, few enough that a unit is worth handing over.
         let wanted = (macs / UNIT_MACS).clamp(1, 8);
         let row_units = rows_all.div_ceil(rows);
-        let mut blocks = blocks_all;
-        // Of few products to a source value, units of all channels too, so that none is brought into form twice.
-        let by_rows = geometry.row_pixels * geometry.image_rows >= LARGE_IMAGE || geometry.groups > 1;
-        if row_units < wanted && (by_rows || blocks_all == 1) {
-            rows = rows_all.div_ceil(wanted).clamp(1, rows);
-        } else if row_units < wanted {
-            blocks = blocks_all.div_ceil(wanted.div_ceil(row_units)).max(1);
+        let schedule = WideSchedule { multiply, mr, nr, rows, blocks: blocks_all };
+        if wanted == 1 {
+            return vec![schedule];
         }
         // A little larger or smaller, if threads then share the work better.
-        let near = |size: usize, most: usize| size.div_ceil(2)..=(2 * size).min(most);
-        if wanted > 1 && blocks == blocks_all {
-            rows = balanced(rows_all, 1, rows, near(rows, geometry.image_rows));
-        } else if wanted > 1 {
-            blocks = balanced(blocks_all, rows_all.div_ceil(rows), blocks, near(blocks, blocks_all));
+        let balance = |schedule: WideSchedule| schedule.balance(geometry, lanes);
+        let fewer = if row_units < wanted { rows_all.div_ceil(wanted).clamp(1, rows) } else { rows };
+        let fewer = Parts::of(geometry.image_rows, fewer).largest();
+        let of_rows = |rows: usize| WideSchedule { rows, ..schedule };
+        let by_rows =
+            balanced(of_rows(fewer), near(geometry.image_rows, fewer, geometry.image_rows).map(of_rows), balance);
+        let is_large = geometry.row_pixels * geometry.image_rows >= LARGE_IMAGE;
+        if row_units >= wanted || is_large || geometry.groups > 1 || blocks_all == 1 {
+            return vec![by_rows];
         }
-        WideSchedule { multiply, mr, nr, rows, blocks }
+        let fewer = blocks_all.div_ceil(wanted.div_ceil(row_units)).max(1);
+        let of_blocks = |blocks: usize| WideSchedule { blocks, ..schedule };
+        let by_blocks = balanced(of_blocks(fewer), near(blocks_all, fewer, blocks_all).map(of_blocks), balance);
+        vec![by_rows, by_blocks]
+    }
+
+    /// Bytes that threads read of each other's results: all inputs, where threads share channels.
+    fn foreign_bytes(&self, geometry: &ConvGeometry, lanes: usize) -> usize {
+        let Units { rows, blocks, .. } = self.units(geometry, lanes);
+        let is_by_rows = blocks.count == 1 || rows.count > 1;
+        if is_by_rows { 0 } else { geometry.image_rows * geometry.row_values * geometry.src_bytes }
+    }
+
+    pub(crate) fn units(&self, geometry: &ConvGeometry, lanes: usize) -> Units {
+        Units {
+            images: geometry.pixels / (geometry.row_pixels * geometry.image_rows),
+            rows: Parts::of(geometry.image_rows, self.rows),
+            blocks: Parts::of(geometry.channels_out().div_ceil(lanes * self.nr), self.blocks),
+        }
+    }
+
+    /// How well threads share the units.
+    fn balance(&self, geometry: &ConvGeometry, lanes: usize) -> f64 {
+        self.units(geometry, lanes).balance((self.nr, geometry.channels_out().div_ceil(lanes)))
     }
 
     pub(crate) fn candidates(geometry: &ConvGeometry, machine: Machine) -> Vec<WideSchedule> {
@@ -248,7 +277,7 @@ impl ConvGeometry {
     }
 }
 
-/// Every legal tile with its blocking.
+/// Every legal tile with its blockings.
 pub(crate) fn tiles(geometry: &ConvGeometry, machine: Machine) -> Vec<WideSchedule> {
     let mut all = Vec::new();
     let Some(wide) = geometry.wide_machine(machine) else {
@@ -258,10 +287,8 @@ pub(crate) fn tiles(geometry: &ConvGeometry, machine: Machine) -> Vec<WideSchedu
     for multiply in Multiply::ALL {
         for nr in 1..=MAX_NR.min(vectors) {
             for mr in 1..=MAX_MR.min(geometry.pixels) {
-                let schedule = WideSchedule::with_tile(geometry, wide.lanes, multiply, mr, nr);
-                if schedule.legal(geometry, machine).is_ok() {
-                    all.push(schedule);
-                }
+                let blockings = WideSchedule::with_tile(geometry, wide.lanes, multiply, mr, nr);
+                all.extend(blockings.into_iter().filter(|schedule| schedule.legal(geometry, machine).is_ok()));
             }
         }
     }

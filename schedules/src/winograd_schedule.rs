@@ -8,9 +8,10 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::conv::ConvGeometry;
+use crate::units::{balanced, shared_ns};
 use crate::wide::registers;
 use crate::winograd::{Kernel, Lane, Member};
-use crate::{Machine, Multiply, WideMachine, WideSchedule, balance, balanced};
+use crate::{Machine, Multiply, Parts, Units, WideMachine, WideSchedule};
 
 /// See the module's documentation. All at least 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -85,9 +86,8 @@ impl WinogradSchedule {
         let limit = direct.estimated_ns(geometry, wide);
         let all = WinogradSchedule::candidates(geometry, machine).into_iter().filter(|s| s.sums_last(geometry));
         let estimated = all.map(|s| (s.estimated_ns(geometry, wide), s)).filter(|&(ns, _)| ns < limit);
-        // Threads matter less than the work itself, which one thread does too.
         let mut shared: Vec<(f64, WinogradSchedule)> =
-            estimated.map(|(ns, s)| (ns * (3.0 + 1.0 / s.balance(geometry, wide)), s)).collect();
+            estimated.map(|(ns, s)| (shared_ns(ns, s.balance(geometry, wide)), s)).collect();
         shared.sort_by(|a, b| a.0.total_cmp(&b.0));
         let mut seen = Vec::new();
         let mut all: Vec<WinogradSchedule> = shared.into_iter().map(|(_, s)| s).collect();
@@ -112,10 +112,17 @@ impl WinogradSchedule {
         geometry.stride != [1, 1] || !self.runs.is_empty()
     }
 
-    /// How well threads share the units of an image.
+    pub(crate) fn units(&self, geometry: &ConvGeometry, wide: WideMachine) -> Units {
+        Units {
+            images: geometry.pixels / (geometry.row_pixels * geometry.image_rows),
+            rows: Parts::of(geometry.image_rows.div_ceil(self.outputs[0]), self.rows),
+            blocks: Parts::of(geometry.channels.div_ceil(wide.lanes * self.nr), self.blocks),
+        }
+    }
+
+    /// How well threads share the units.
     fn balance(&self, geometry: &ConvGeometry, wide: WideMachine) -> f64 {
-        let groups = geometry.channels.div_ceil(wide.lanes * self.nr).div_ceil(self.blocks);
-        balance(geometry.image_rows.div_ceil(self.outputs[0]), self.rows, groups)
+        self.units(geometry, wide).balance((self.nr, geometry.channels.div_ceil(wide.lanes)))
     }
 
     pub(crate) fn candidates(geometry: &ConvGeometry, machine: Machine) -> Vec<WinogradSchedule> {
@@ -131,15 +138,17 @@ impl WinogradSchedule {
             for (mr, nr) in TILES {
                 for unit in [UNIT_TILES, 2 * UNIT_TILES] {
                     let rows = (unit / across).clamp(1, down);
-                    let rows = down.div_ceil(down.div_ceil(rows));
-                    let rows = balanced(down, 1, rows, rows..=(2 * UNIT_TILES / across).min(down));
-                    let units = down.div_ceil(rows);
+                    let rows = Parts::of(down, rows).largest();
                     let blocks_all = geometry.channels.div_ceil(wide.lanes * nr);
+                    let whole = WinogradSchedule { multiply, outputs, runs, mr, nr, rows, blocks: blocks_all };
+                    let balance = |rows: usize| WinogradSchedule { rows, ..whole }.balance(geometry, wide);
+                    let rows = balanced(rows, rows..=(2 * UNIT_TILES / across).min(down), balance);
+                    let units = down.div_ceil(rows);
                     // Every group of blocks transforms the inputs again.
                     let groups: &[usize] = if units >= 4 { &[1] } else { &[2, 4] };
                     for groups in groups {
                         let blocks = blocks_all.div_ceil(*groups);
-                        let schedule = WinogradSchedule { multiply, outputs, runs, mr, nr, rows, blocks };
+                        let schedule = WinogradSchedule { rows, blocks, ..whole };
                         if schedule.blocking_legal(geometry, wide).is_ok() && !of_algorithm.contains(&schedule) {
                             of_algorithm.push(schedule);
                         }

@@ -119,7 +119,7 @@ fn describe(program: &Program, info: &ModelInfo, options: &Options) -> Result<Ma
         features: target.feature_names().into_iter().map(str::to_owned).collect(),
         arch: target.arch().name().to_owned(),
         model_hash: info.hash.clone(),
-        arena_bytes: program.plan.arena_bytes,
+        arena_bytes: program.arena_bytes(),
         constant_bytes: bytes(false),
         weight_bytes: bytes(true),
         inputs,

@@ -1,10 +1,10 @@
 //! From a [`Program`] to functions in a module: kernels, steps and the two entry points.
 //!
 //! * `kernel.<n>.<family>` (`border.kernel.<n>.<family>` if it handles floats): a kernel's body, called with a
-//!   table of addresses, the task and the number of tasks;
+//!   table of addresses and the units of work to do;
 //! * `leaf.<n>.<name>`: an assembled function that kernels call;
 //! * `step.<i>.<name>` (`border.<i>.<name>`): a task function of the ABI, which collects a step's addresses
-//!   and calls its kernel;
+//!   and calls its kernel for the task's share of the units;
 //! * `hawqc_run` and `hawqc_run_integer`: all steps in order, each observed, each handed to the caller's
 //!   `parallel_for` where it may be split and threads are there; and the copies at the ends.
 //!
@@ -22,10 +22,10 @@ use cranelift_module::{DataId, FuncId, Module};
 use hawqc_runtime::abi::{self, call_offset};
 
 use crate::error::CodegenError;
-use crate::kernels::emit::Code;
-use crate::kernels::{Frame, Leaf};
+use crate::kernels::emit::{Code, reciprocal};
+use crate::kernels::{Frame, Leaf, MAX_TASKS};
 use crate::object::{ObjectError, define_code, define_constant, define_function, linkage};
-use crate::program::{Copy, Place, Program, Step};
+use crate::program::{Constant, Copy, Place, Program, Step};
 
 /// The text of a function at two stages.
 #[derive(Clone, Debug)]
@@ -51,13 +51,24 @@ pub fn lower<M: Module>(
     manifest: Vec<u8>,
     listing: bool,
 ) -> Result<Defined, CodegenError> {
-    let mut lowering =
-        Lowering { module, program, listing, listings: Vec::new(), constants: Vec::new(), leaves: BTreeMap::new() };
-    for (index, constant) in program.constants.iter().enumerate() {
-        let id = define_constant(lowering.module, &format!("const.{index}"), constant.bytes.clone())?;
-        lowering.constants.push(id);
-    }
-    define_constant(lowering.module, abi::MANIFEST_SYMBOL, manifest)?;
+    let of = |(index, constant): (usize, &Constant)| {
+        define_constant(module, &format!("const.{index}"), constant.bytes.clone())
+    };
+    let constants = program.constants.iter().enumerate().map(of).collect::<Result<Vec<_>, _>>()?;
+    let reciprocals = define_constant(module, "reciprocals", reciprocals())?;
+    let begins = program.scratch.begins.iter().flat_map(|&begin| (begin as u64).to_le_bytes()).collect();
+    let scratch_begins = define_constant(module, "scratch", begins)?;
+    define_constant(module, abi::MANIFEST_SYMBOL, manifest)?;
+    let mut lowering = Lowering {
+        module,
+        program,
+        listing,
+        listings: Vec::new(),
+        constants,
+        reciprocals,
+        scratch_begins,
+        leaves: BTreeMap::new(),
+    };
     let kernels = (0..program.kernels.len()).map(|i| lowering.kernel(i)).collect::<Result<Vec<_>, _>>()?;
     let steps = program.steps.iter().map(|s| lowering.step(s, kernels[s.kernel])).collect::<Result<Vec<_>, _>>()?;
     let copies = &program.copies;
@@ -72,12 +83,22 @@ pub fn lower<M: Module>(
     Ok(Defined { run, run_integer, listings: lowering.listings })
 }
 
+/// Those of all numbers of tasks that a step is split into, two and more.
+fn reciprocals() -> Vec<u8> {
+    let of = |tasks: usize| if tasks < 2 { 0 } else { reciprocal(tasks) };
+    (0..=MAX_TASKS).flat_map(|tasks| of(tasks).to_le_bytes()).collect()
+}
+
 struct Lowering<'a, M: Module> {
     module: &'a mut M,
     program: &'a Program<'a>,
     listing: bool,
     listings: Vec<Listing>,
     constants: Vec<DataId>,
+    /// [`reciprocals`].
+    reciprocals: DataId,
+    /// Where the scratch memory of each task begins in the arena.
+    scratch_begins: DataId,
     /// Assembled functions by their code.
     leaves: BTreeMap<Vec<u8>, FuncId>,
 }
@@ -127,7 +148,7 @@ impl<M: Module> Lowering<'_, M> {
         let leaves = kernel.lowered.leaves.iter().map(|leaf| self.leaf(prefix, leaf)).collect::<Result<Vec<_>, _>>()?;
         self.define(&kernel.name, 3, |lowering, c, params| {
             let leaves = leaves.iter().map(|&id| lowering.module.declare_func_in_func(id, c.b.func)).collect();
-            let frame = Frame::load(c, &kernel.lowered, [params[0], params[1], params[2]], leaves);
+            let frame = Frame::load(c, &kernel.lowered, params[0], [params[1], params[2]], leaves);
             let emitted = kernel.lowered.body.emit(c, &frame);
             emitted.map_err(|reason| CodegenError::Internal(format!("{}: {reason}", kernel.name)))
         })
@@ -146,20 +167,59 @@ impl<M: Module> Lowering<'_, M> {
 
     fn step(&mut self, step: &Step, kernel: FuncId) -> Result<FuncId, CodegenError> {
         self.define(&step.symbol, 3, |lowering, c, params| {
+            let [call, task, tasks] = [params[0], params[1], params[2]];
+            let lowered = &lowering.program.kernels[step.kernel].lowered;
             let tables = step.tables.iter().map(|&table| Place::Constant(table));
-            let places: Vec<Place> =
-                [step.dst].into_iter().chain(step.operands.iter().copied()).chain(tables).chain(step.scratch).collect();
-            let bytes = 8 * places.len() as u32;
+            let places = [step.dst].into_iter().chain(step.operands.iter().copied()).chain(tables);
+            let mut addresses: Vec<Value> = places.map(|place| lowering.address(c, call, place)).collect();
+            if step.has_scratch {
+                addresses.push(lowering.scratch(c, call, task));
+            }
+            let bytes = 8 * addresses.len() as u32;
             let slot = c.b.create_sized_stack_slot(StackSlotData::new(StackSlotKind::ExplicitSlot, bytes, 3));
-            for (index, &place) in places.iter().enumerate() {
-                let address = lowering.address(c, params[0], place);
+            for (index, address) in addresses.into_iter().enumerate() {
                 c.b.ins().stack_store(types::I64, address, slot, 8 * index as i32);
             }
             let pointers = c.b.ins().stack_addr(types::I64, slot, 0);
             let callee = lowering.module.declare_func_in_func(kernel, c.b.func);
-            c.b.ins().call(callee, &[pointers, params[1], params[2]]);
+            let [first, end] = match step.max_tasks {
+                1 => [c.int(0), c.int(lowered.units)],
+                _ => lowering.share(c, lowered.units, [task, tasks]),
+            };
+            c.b.ins().call(callee, &[pointers, first, end]);
             Ok(())
         })
+    }
+
+    /// Scratch memory of a task.
+    fn scratch(&mut self, c: &mut Code, call: Value, task: Value) -> Value {
+        let arena = c.load(types::I64, call, call_offset::ARENA);
+        let begin = self.entry_of(c, self.scratch_begins, task);
+        c.add(arena, begin)
+    }
+
+    /// An entry of a table of numbers of 8 bytes.
+    fn entry_of(&mut self, c: &mut Code, table: DataId, index: Value) -> Value {
+        let table = self.module.declare_data_in_func(table, c.b.func);
+        let table = c.b.ins().symbol_value(types::I64, table);
+        let entry = c.offset(table, index, 8);
+        c.load_constant(types::I64, entry, 0)
+    }
+
+    /// The units of a task, one of `tasks` even parts ([`hawqc_schedules::Parts`]).
+    fn share(&mut self, c: &mut Code, units: usize, [task, tasks]: [Value; 2]) -> [Value; 2] {
+        let reciprocal = self.entry_of(c, self.reciprocals, tasks);
+        let round_up = c.sub_int(tasks, 1);
+        let start = |c: &mut Code, task: Value| {
+            let before = c.mul_int(task, units);
+            let before = c.add(before, round_up);
+            c.quotient(before, reciprocal)
+        };
+        let (first, next) = (start(c, task), c.add_int(task, 1));
+        // One task has no reciprocal.
+        let before_end = c.less(next, tasks);
+        let (end, all) = (start(c, next), c.int(units));
+        [first, c.select(before_end, end, all)]
     }
 
     fn address(&mut self, c: &mut Code, call: Value, place: Place) -> Value {

@@ -15,7 +15,7 @@ use crate::error::{CodegenError, Unsupported};
 use crate::in_place::InPlace;
 use crate::interface::Interface;
 use crate::kernels::{self, Dst, Lowered, Placement};
-use crate::memory_plan::{self, Block, MemoryPlan};
+use crate::memory_plan::{self, Block, MemoryPlan, Scratch};
 use crate::resident;
 use crate::target::{Arch, Dot, Feature, Target};
 
@@ -96,7 +96,8 @@ pub struct Step {
     pub operands: Vec<Place>,
     /// Positions of the constants.
     pub tables: Vec<usize>,
-    pub scratch: Option<Place>,
+    /// Whether its tasks have scratch memory.
+    pub has_scratch: bool,
     pub max_tasks: usize,
     /// Whether the integer entry point runs it too.
     pub in_integer: bool,
@@ -114,6 +115,8 @@ pub struct Program<'g> {
     pub steps: Vec<Step>,
     pub constants: Vec<Constant>,
     pub plan: MemoryPlan,
+    /// Scratch memory, the end of the arena.
+    pub scratch: Scratch,
     pub interface: Interface,
     pub copies: Copies,
     pub in_place: InPlace,
@@ -152,6 +155,11 @@ impl<'g> Program<'g> {
         }
     }
 
+    /// Of values and scratch memory.
+    pub fn arena_bytes(&self) -> usize {
+        self.scratch.end
+    }
+
     pub fn constant_bytes(&self) -> usize {
         self.constants.iter().map(|c| c.bytes.len()).sum()
     }
@@ -169,6 +177,8 @@ impl<'g> Program<'g> {
             .collect::<Result<Vec<Draft>, _>>()?;
         let (blocks, block_of) = blocks(graph, &interface, &in_place, &order, &drafts);
         let plan = memory_plan::plan(&blocks, options.keep_values)?;
+        let needs: Vec<(usize, usize)> = drafts.iter().map(|draft| (draft.scratch_bytes, draft.max_tasks)).collect();
+        let scratch = Scratch::new(&needs, plan.arena_bytes);
         let mut places = vec![None; graph.len()];
         for (position, &id) in graph.inputs().iter().enumerate() {
             places[id.index()] = Some(Place::Input(position));
@@ -191,17 +201,12 @@ impl<'g> Program<'g> {
             steps: Vec::new(),
             constants: Vec::new(),
             plan,
+            scratch,
             interface,
             copies: Copies::default(),
             in_place,
             places,
         };
-        let scratch_of = blocks.len() - drafts.iter().filter(|d| d.scratch_bytes > 0).count();
-        let mut scratch = program.plan.offsets[scratch_of..]
-            .iter()
-            .map(|&offset| Place::Arena(offset))
-            .collect::<Vec<_>>()
-            .into_iter();
         for ((index, draft), &(value, _)) in drafts.into_iter().enumerate().zip(&order) {
             let dst = program.place(value, &mut builder)?;
             let operands =
@@ -217,7 +222,7 @@ impl<'g> Program<'g> {
                 dst,
                 operands,
                 tables: draft.tables,
-                scratch: if draft.scratch_bytes > 0 { scratch.next() } else { None },
+                has_scratch: draft.scratch_bytes > 0,
                 max_tasks: draft.max_tasks,
                 in_integer: program.interface.integer_values.contains(&value),
             });
@@ -243,7 +248,7 @@ impl<'g> Program<'g> {
         let draft = builder.draft(self.graph, &options, (step.value, spec), &placement)?;
         let operands =
             draft.operands.iter().map(|&arg| self.place(arg, &mut builder)).collect::<Result<Vec<_>, _>>()?;
-        let behind = self.plan.arena_bytes.next_multiple_of(memory_plan::BLOCK_ALIGN);
+        let scratch = Scratch::new(&[(draft.scratch_bytes, draft.max_tasks)], self.plan.arena_bytes);
         let step = Step {
             name: step.name.clone(),
             symbol: step.symbol.clone(),
@@ -251,7 +256,7 @@ impl<'g> Program<'g> {
             notes: draft.notes,
             operands,
             tables: draft.tables,
-            scratch: (draft.scratch_bytes > 0).then_some(Place::Arena(behind)),
+            has_scratch: draft.scratch_bytes > 0,
             max_tasks: draft.max_tasks,
             ..*step
         };
@@ -261,7 +266,8 @@ impl<'g> Program<'g> {
             kernels,
             steps: vec![step],
             constants,
-            plan: MemoryPlan { offsets: Vec::new(), arena_bytes: behind + draft.scratch_bytes },
+            plan: self.plan.clone(),
+            scratch,
             interface: Interface { inputs: Vec::new(), outputs: Vec::new(), integer_values: BTreeSet::new() },
             copies: Copies::default(),
             in_place: self.in_place.clone(),
@@ -418,7 +424,7 @@ impl Builder {
             notes: estimate.into_iter().chain(proof).chain(passed_over).collect(),
             operands: lowered.operands.iter().map(|&i| args[i]).chain(second).collect(),
             tables,
-            scratch_bytes: lowered.scratch_bytes * lowered.max_tasks(),
+            scratch_bytes: lowered.scratch_bytes,
             max_tasks: lowered.max_tasks(),
         };
         let kernels = &mut self.kernels;
@@ -471,8 +477,7 @@ fn default_lowering(
     (last, lower(last), passed_over)
 }
 
-/// The blocks of memory: one for each result of a kernel that is no part of another, then one for each step with scratch
-/// memory; and the block of each such result, which is there from the first step that writes to it on. Step `i` is time
+/// The blocks of memory: one for each result of a kernel that is no part of another; and the block of each such result, which is there from the first step that writes to it on. Step `i` is time
 /// `i + 1`: at time 0 integer inputs are copied in, after the last step outputs are copied out.
 fn blocks(
     graph: &Graph,
@@ -507,9 +512,6 @@ fn blocks(
         if let Some(&block) = block_of.get(&value) {
             blocks[block].last = end;
         }
-    }
-    for (time, draft) in drafts.iter().enumerate().filter(|(_, d)| d.scratch_bytes > 0) {
-        blocks.push(Block { bytes: draft.scratch_bytes, first: time + 1, last: time + 1 });
     }
     (blocks, block_of)
 }

@@ -71,7 +71,7 @@ impl<'g> Variants<'g> {
     pub fn new(graph: &'g Graph, target: &Target) -> Result<Variants<'g>, CodegenError> {
         let program = Program::new(graph, &Options::new(target.clone()))?;
         let count = program.steps.len();
-        let arena = vec![Line([0; 64]); program.plan.arena_bytes.div_ceil(64)];
+        let arena = vec![Line([0; 64]); program.arena_bytes().div_ceil(64)];
         let mut made = Variants {
             program,
             target: target.clone(),
@@ -126,7 +126,7 @@ impl<'g> Variants<'g> {
         let code = JitCode::finish(module.inner)?;
         // SAFETY: `lower` defines the entry point with the signature of `RunFn`.
         let run = unsafe { std::mem::transmute::<*const u8, RunFn>(code.function(defined.run)) };
-        let lines = program.plan.arena_bytes.div_ceil(64);
+        let lines = program.arena_bytes().div_ceil(64);
         if lines > self.arena.len() {
             self.arena.resize(lines, Line([0; 64]));
         }

@@ -42,7 +42,7 @@ pub(super) fn lower(spec: &KernelSpec, constants: &[Option<&Tensor>]) -> Result<
         [Op::Softmax(_)] => {
             let row = out.shape.last().copied().unwrap_or(1);
             let rows = out.elements() / row;
-            ("softmax", Box::new(Softmax { rows, row }), rows, Vec::new())
+            ("softmax", Box::new(Softmax { row }), rows, Vec::new())
         }
         _ => {
             let names: Vec<&str> = ops.iter().map(|op| op.name()).collect();
@@ -193,14 +193,12 @@ impl Body for Dequantize {
 }
 
 struct Softmax {
-    rows: usize,
     row: usize,
 }
 
 impl Body for Softmax {
     fn emit(&self, c: &mut Code, frame: &Frame) -> Result<(), Unsupported> {
-        let rows = c.int(self.rows);
-        c.range(frame.task, rows, frame.tasks, |c, row| {
+        frame.units(c, |c, row| {
             let src = c.offset(frame.operands[0], row, 4 * self.row);
             let dst = c.offset(frame.dst, row, 4 * self.row);
             let least = c.b.ins().f32const(f32::NEG_INFINITY);

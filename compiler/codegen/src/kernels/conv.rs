@@ -298,9 +298,8 @@ struct Place {
 
 impl Body for Conv {
     fn emit(&self, c: &mut Code, frame: &Frame) -> Result<(), Unsupported> {
-        let units = c.int(self.pixel_blocks() * self.channel_groups());
         let mut outcome = Ok(());
-        c.range(frame.task, units, frame.tasks, |c, unit| outcome = self.unit(c, frame, unit));
+        frame.units(c, |c, unit| outcome = self.unit(c, frame, unit));
         outcome
     }
 }

@@ -6,10 +6,13 @@
 //! Nothing here reads or writes a byte beyond the elements named: a chunk's last, partial vector is
 //! loaded and stored lane by lane.
 
+use std::cell::RefCell;
+
 use cranelift_codegen::ir::condcodes::{FloatCC, IntCC};
 use cranelift_codegen::ir::{Block, BlockArg, InstBuilder, MemFlagsData, Type, Value, types};
 use cranelift_frontend::FunctionBuilder;
 use hawqc_ir::Elem;
+use hawqc_schedules::{Parts, Units};
 
 /// Lanes of a vector of `i32`.
 pub const LANES: usize = 4;
@@ -19,6 +22,20 @@ pub const CHUNK: usize = 16;
 /// A function under construction.
 pub struct Code<'a> {
     pub b: FunctionBuilder<'a>,
+}
+
+/// The upper half of a product with this for `n > 1` is a quotient: [`Code::quotient`].
+pub fn reciprocal(n: usize) -> u64 {
+    // The ceiling of 2^64 / n.
+    u64::MAX / n as u64 + 1
+}
+
+/// What a unit of work is.
+pub struct UnitPlace {
+    pub image: Value,
+    /// Where the rows of the image and the blocks of channels begin and end.
+    pub rows: [Value; 2],
+    pub blocks: [Value; 2],
 }
 
 /// Memory that other stores of the function may change, of any alignment.
@@ -74,23 +91,65 @@ impl Code<'_> {
         self.b.ins().smin(a, n)
     }
 
-    /// `(a / n, a % n)` for `0 <= a < 2^31`, without a division.
-    ///
-    /// With l = ceil(log2 n) and m = ceil(2^(31+l) / n), m * n = 2^(31+l) + r with 0 <= r < n <= 2^l, so
-    /// floor(a * m / 2^(31+l)) = floor(a / n) for every a < 2^31 (Granlund and Montgomery, 1994).
-    /// m <= 2^32, so the product is below 2^63.
+    /// `(a / n, a % n)` for `0 <= a < 2^64 / n`, without a division.
     pub fn div_rem(&mut self, a: Value, n: usize) -> (Value, Value) {
         if n == 1 {
             let zero = self.int(0);
             return (a, zero);
         }
-        let bits = 31 + n.next_power_of_two().trailing_zeros();
-        let m = (1u64 << bits).div_ceil(n as u64);
-        let product = self.b.ins().imul_imm_s(a, m as i64);
-        let quotient = self.b.ins().ushr_imm_u(product, i64::from(bits));
+        let reciprocal = self.b.ins().iconst(types::I64, reciprocal(n).cast_signed());
+        let quotient = self.quotient(a, reciprocal);
         let back = self.mul_int(quotient, n);
         let remainder = self.sub(a, back);
         (quotient, remainder)
+    }
+
+    /// `a / n` for the [`reciprocal`] of `n` and `0 <= a < 2^64 / n`.
+    ///
+    /// With r = ceil(2^64 / n), n * r = 2^64 + e with 0 <= e < n, so a * r / 2^64 = a / n + a * e / (n * 2^64), where the second
+    /// term is below 1 / n: it does not reach the next integer.
+    pub fn quotient(&mut self, a: Value, reciprocal: Value) -> Value {
+        self.b.ins().umulhi(a, reciprocal)
+    }
+
+    /// The place of a unit.
+    pub fn place(&mut self, units: Units, unit: Value) -> UnitPlace {
+        let (row_unit, block_part) = self.div_rem(unit, units.blocks.count);
+        let (image, row_part) = self.div_rem(row_unit, units.rows.count);
+        UnitPlace { image, rows: self.part(units.rows, row_part), blocks: self.part(units.blocks, block_part) }
+    }
+
+    /// Where part `index` begins and ends.
+    pub fn part(&mut self, parts: Parts, index: Value) -> [Value; 2] {
+        let Parts { all, count } = parts;
+        if count == 1 {
+            return [self.int(0), self.int(all)];
+        }
+        if all.is_multiple_of(count) {
+            let first = self.mul_int(index, all / count);
+            return [first, self.add_int(first, all / count)];
+        }
+        let before = self.mul_int(index, all);
+        let before = self.add_int(before, count - 1);
+        let end = self.add_int(before, all);
+        [before, end].map(|things| self.div_rem(things, count).0)
+    }
+
+    /// Whether a part is one of the smaller.
+    pub fn is_smaller(&mut self, parts: Parts, [first, end]: [Value; 2]) -> Value {
+        let size = self.sub(end, first);
+        self.below(size, parts.largest())
+    }
+
+    /// What follows from the number of things of a part.
+    pub fn of_part(&mut self, parts: Parts, part: [Value; 2], of: impl Fn(usize) -> usize) -> Value {
+        let [larger, smaller] = parts.sizes().map(|(size, _)| of(size));
+        if larger == smaller {
+            return self.int(larger);
+        }
+        let is_smaller = self.is_smaller(parts, part);
+        let (smaller, larger) = (self.int(smaller), self.int(larger));
+        self.select(is_smaller, smaller, larger)
     }
 
     pub fn less(&mut self, a: Value, b: Value) -> Value {
@@ -219,6 +278,18 @@ impl Code<'_> {
         self.jump(exit, &[]);
         self.b.seal_block(exit);
         self.b.switch_to_block(exit);
+    }
+
+    /// Emits `body` for both outcomes of a condition.
+    pub fn either<E>(
+        &mut self,
+        condition: Value,
+        mut body: impl FnMut(&mut Self, bool) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let body = RefCell::new(&mut body);
+        let (mut yes, mut no) = (Ok(()), Ok(()));
+        self.if_else(condition, |c| yes = (body.borrow_mut())(c, true), |c| no = (body.borrow_mut())(c, false));
+        yes.and(no)
     }
 
     pub fn load(&mut self, ty: Type, address: Value, offset: usize) -> Value {

@@ -5,10 +5,12 @@
 //! and how the work may be split.
 //!
 //! The contract of every body, wherever its code comes from: it is a function
-//! `(pointers, task, tasks)`, where `pointers` is a table of addresses in the order of
-//! [`Frame`]: the result, the operands in [`Lowered::operands`], the second result, the tables, and the scratch memory of
-//! all tasks. Task `t` of `n` writes its part of the result and nothing else, so nothing between pixels that lie apart
-//! ([`Dst`]); the parts of all tasks together are the whole. It reads no byte outside its operands and calls nothing.
+//! `(pointers, first, end)`, where `pointers` is a table of addresses in the order of
+//! [`Frame`]: the result, the operands in [`Lowered::operands`], the second result, the tables, and scratch memory of its own.
+//! It does the units of work from `first` to before `end`, and writes their parts of the result and nothing else, so nothing
+//! between pixels that lie apart ([`Dst`]); the parts of all [`Lowered::units`] together are the whole. Units follow each other
+//! as their results do in memory, so that neighbours, which a core has in its cache, stay together. It reads no byte outside
+//! its operands and calls nothing.
 
 mod border;
 mod conv;
@@ -39,7 +41,7 @@ use emit::Code;
 /// Most tasks a step is ever split into; bounds scratch memory.
 pub const MAX_TASKS: usize = 64;
 /// Work, in element operations, that is worth handing to another thread.
-const TASK_WORK: u64 = 100_000;
+const TASK_WORK: u64 = 40_000;
 
 /// Emits the code of a kernel.
 pub trait Body: Sync {
@@ -115,30 +117,34 @@ pub struct Frame {
     /// In the order of [`Lowered::operands`], then the second result, if there is one.
     pub operands: Vec<Value>,
     pub tables: Vec<Value>,
-    /// Scratch memory of this task; null if the kernel needs none.
+    /// Scratch memory, which no other task uses meanwhile; null if the kernel needs none.
     pub scratch: Value,
-    pub task: Value,
-    pub tasks: Value,
+    /// The units of work to do: the first, and the one behind the last.
+    pub units: [Value; 2],
     /// In the order of [`Lowered::leaves`].
     pub leaves: Vec<FuncRef>,
 }
 
 impl Frame {
     /// Loads the addresses from the pointer table.
-    pub fn load(c: &mut Code, lowered: &Lowered, [pointers, task, tasks]: [Value; 3], leaves: Vec<FuncRef>) -> Frame {
+    pub fn load(c: &mut Code, lowered: &Lowered, pointers: Value, units: [Value; 2], leaves: Vec<FuncRef>) -> Frame {
         let operands = lowered.operands.len() + usize::from(lowered.second);
         let count = 1 + operands + lowered.tables.len();
         let mut all: Vec<Value> = (0..count).map(|i| c.load(types::I64, pointers, 8 * i)).collect();
         let scratch = match lowered.scratch_bytes {
             0 => c.int(0),
-            bytes => {
-                let base = c.load(types::I64, pointers, 8 * count);
-                c.offset(base, task, bytes)
-            }
+            _ => c.load(types::I64, pointers, 8 * count),
         };
         let tables = all.split_off(1 + operands);
         let operands = all.split_off(1);
-        Frame { dst: all[0], operands, tables, scratch, task, tasks, leaves }
+        Frame { dst: all[0], operands, tables, scratch, units, leaves }
+    }
+
+    /// Runs `body` for every unit.
+    pub fn units(&self, c: &mut Code, body: impl FnOnce(&mut Code, Value)) {
+        let [first, end] = self.units;
+        let one = c.int(1);
+        c.range(first, end, one, body);
     }
 }
 

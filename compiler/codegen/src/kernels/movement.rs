@@ -26,15 +26,8 @@ pub(super) fn lower(spec: &KernelSpec, placement: &Placement) -> Result<Lowered,
             let ([n, h, w, c], [_, oh, ow, _]) = (types[0].nhwc()?, step.ty.nhwc()?);
             let elem = step.ty.elem;
             let bits = if elem == Elem::F32 { op.value.get().to_bits().cast_signed() } else { op.value.get() as i32 };
-            let pad = Pad {
-                size: [h, w],
-                out: [oh, ow],
-                at: [op.pad[0], op.pad[1]],
-                pixel: c * elem.bytes(),
-                elem,
-                bits,
-                rows: n * oh,
-            };
+            let pad =
+                Pad { size: [h, w], out: [oh, ow], at: [op.pad[0], op.pad[1]], pixel: c * elem.bytes(), elem, bits };
             (Box::new(pad), n * oh)
         }
         Op::Transpose(op) => {
@@ -97,8 +90,7 @@ impl Concat {
 
 impl Body for Concat {
     fn emit(&self, c: &mut Code, frame: &Frame) -> Result<(), Unsupported> {
-        let outer = c.int(self.outer);
-        c.range(frame.task, outer, frame.tasks, |c, step| {
+        frame.units(c, |c, step| {
             let whole = c.offset(frame.dst, step, self.pitch);
             for (&[at, bytes], &src) in self.blocks.iter().zip(&frame.operands) {
                 let (to, from) = (c.add_int(whole, at), c.offset(src, step, bytes));
@@ -119,20 +111,18 @@ struct Pad {
     elem: Elem,
     /// The padding's value in the low bits.
     bits: i32,
-    rows: usize,
 }
 
 impl Body for Pad {
     fn emit(&self, c: &mut Code, frame: &Frame) -> Result<(), Unsupported> {
         let ([h, w], [oh, ow], [top, left]) = (self.size, self.out, self.at);
-        let rows = c.int(self.rows);
         let lane = match self.elem.bytes() {
             1 => types::I8X16,
             2 => types::I16X8,
             _ => types::I32X4,
         };
         let pattern = c.splat_int(lane, self.bits.into());
-        c.range(frame.task, rows, frame.tasks, |c, row| {
+        frame.units(c, |c, row| {
             let to = c.offset(frame.dst, row, ow * self.pixel);
             let (image, y) = c.div_rem(row, oh);
             let y = c.sub_int(y, top);
@@ -226,9 +216,8 @@ impl Nest {
         lanes: usize,
         run: impl Fn(&mut Code, Run) -> Result<(), Unsupported>,
     ) -> Result<(), Unsupported> {
-        let units = c.int(self.units());
         let mut outcome = Ok(());
-        c.range(frame.task, units, frame.tasks, |c, unit| {
+        frame.units(c, |c, unit| {
             let (mut src, mut dst, mut parameter, mut rest) = (c.int(0), c.int(0), c.int(0), unit);
             for (i, &[size, from, to]) in self.outer.iter().enumerate().rev() {
                 let (quotient, index) = c.div_rem(rest, size);

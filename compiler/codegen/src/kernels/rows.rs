@@ -41,9 +41,9 @@ impl Rows {
         per_pixel: bool,
         chunk: impl Fn(&mut Code, Value, Site) -> Result<(), Unsupported>,
     ) -> Result<(), Unsupported> {
-        let (units, one) = (c.int(self.units()), c.int(1));
+        let one = c.int(1);
         let mut outcome = Ok(());
-        c.range(frame.task, units, frame.tasks, |c, unit| {
+        frame.units(c, |c, unit| {
             let first = c.mul_int(unit, self.block());
             let end = c.add_int(first, self.block());
             let end = c.min_int(end, self.pixels);

@@ -389,7 +389,7 @@ impl Case {
         // Small cases would never be split.
         for step in &mut program.steps {
             let units = program.kernels[step.kernel].lowered.units;
-            step.max_tasks = if step.scratch.is_some() { step.max_tasks } else { units.min(64) };
+            step.max_tasks = if step.has_scratch { step.max_tasks } else { units.min(64) };
         }
         let code = Code::of(&program, target);
         for &(threads, at_end) in runs {
@@ -420,7 +420,7 @@ impl Case {
         let inputs: Vec<Guarded> = inputs.iter().map(|t| Guarded::holding(&t.to_bytes(), at_end)).collect();
         let guarded = |tensor: &Tensor| Guarded::new(tensor.to_bytes().len(), at_end);
         let mut outputs: Vec<Guarded> = expected.iter().map(guarded).collect();
-        let mut arena = Guarded::new(program.plan.arena_bytes, at_end);
+        let mut arena = Guarded::new(program.arena_bytes(), at_end);
         let input_pointers: Vec<*const c_void> = inputs.iter().map(|i| i.start.cast_const().cast()).collect();
         let output_pointers: Vec<*mut c_void> = outputs.iter().map(|o| o.start.cast()).collect();
         let call = Call {
@@ -435,7 +435,7 @@ impl Case {
         };
         code.run(&call, &inputs, &outputs, &arena);
         let outputs: Vec<Vec<u8>> = outputs.iter_mut().map(|output| output.bytes().to_vec()).collect();
-        if program.steps.iter().all(|step| step.scratch.is_none()) && outputs.len() == 1 {
+        if program.steps.iter().all(|step| !step.has_scratch) && outputs.len() == 1 {
             let used = outputs[0].len();
             assert!(arena.bytes()[used..].iter().all(|&b| b == 0xa5), "{} wrote behind its result", self.name);
         }

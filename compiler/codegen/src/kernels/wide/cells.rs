@@ -35,6 +35,8 @@ pub struct Place {
     pub image: Value,
     /// The unit's first output row.
     pub first_row: Value,
+    /// Rows of cells to prepare.
+    pub rows: Value,
     pub scratch: Value,
     pub pad: Value,
     pub literals: Value,
@@ -266,7 +268,8 @@ impl Cells {
         let first = c.mul_int(place.first_row, window.stride[0]);
         let first = c.sub_int(first, window.pad[0]);
         let zero = c.int(0);
-        c.count(self.axes[0].extent(self.rows), 1, |c, cell_row| {
+        let one = c.int(1);
+        c.range(zero, place.rows, one, |c, cell_row| {
             let top = c.offset(first, cell_row, height);
             let mut words = vec![c.offset(place.scratch, cell_row, self.row_bytes())];
             let mut steps = Vec::new();

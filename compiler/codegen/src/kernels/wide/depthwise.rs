@@ -11,7 +11,7 @@
 
 use cranelift_codegen::ir::{FuncRef, Value};
 use hawqc_ir::{Elem, KernelSpec, Tensor};
-use hawqc_schedules::{CELL_BYTES, CellAxis, DepthwiseGeometry, DepthwiseSchedule, Machine};
+use hawqc_schedules::{CELL_BYTES, CellAxis, DepthwiseGeometry, DepthwiseSchedule, Machine, Parts, Units};
 
 use super::cells::{Cells, Place};
 use super::epilogue::{Hold, Pointers, WideEpilogue};
@@ -20,7 +20,7 @@ use super::{call, ints};
 use crate::asm::{Asm, AsmError, Binary, Gpr, Isa, Mem, Src, V};
 use crate::error::Unsupported;
 use crate::kernels::conv::Geometry;
-use crate::kernels::emit::Code;
+use crate::kernels::emit::{Code, UnitPlace};
 use crate::kernels::{Body, Dst, Frame, Leaf, Lowered, Table};
 
 const WEIGHTS: usize = 0;
@@ -84,7 +84,13 @@ pub(in crate::kernels) fn lower(
         return Err(Unsupported::new("a wide kernel of this convolution"));
     };
     let isa = Isa::of(wide);
-    let cells = Cells { geometry, isa, axes, vectors: schedule.vectors, rows: schedule.rows };
+    let cells = Cells {
+        geometry,
+        isa,
+        axes,
+        vectors: schedule.vectors,
+        rows: Parts::of(geometry.out[0], schedule.rows).largest(),
+    };
     let (mut epilogue, requant_tables) = WideEpilogue::new(spec, constants, wide)?;
     cells.literals(&mut epilogue);
     let depthwise = Depthwise {
@@ -124,7 +130,7 @@ pub(in crate::kernels) fn lower(
         second: epilogue.has_second(),
         proof: String::new(),
         scratch_bytes: depthwise.cells.scratch_bytes(),
-        units: geometry.batch * depthwise.row_blocks() * depthwise.groups(),
+        units: depthwise.units().count(),
         work: geometry.macs() / MACS_PER_WORK,
         macs: geometry.macs(),
         is_border: false,
@@ -139,12 +145,13 @@ impl Depthwise {
         self.schedule.vectors * self.isa.lanes()
     }
 
-    fn groups(&self) -> usize {
-        self.geometry.channels / self.unit_channels()
-    }
-
-    fn row_blocks(&self) -> usize {
-        self.geometry.out[0].div_ceil(self.schedule.rows)
+    /// Blocks are the channels of a unit.
+    fn units(&self) -> Units {
+        Units {
+            images: self.geometry.batch,
+            rows: Parts::of(self.geometry.out[0], self.schedule.rows),
+            blocks: Parts::of(self.geometry.channels / self.unit_channels(), 1),
+        }
     }
 
     /// Bytes of the weights of a vector of channels in a row phase.
@@ -376,27 +383,27 @@ impl Depthwise {
 
 impl Body for Depthwise {
     fn emit(&self, c: &mut Code, frame: &Frame) -> Result<(), Unsupported> {
-        let &[rows, cells] = frame.leaves.as_slice() else {
+        let &[band, cells] = frame.leaves.as_slice() else {
             return Err(Unsupported::new("no inner kernels of a depthwise convolution"));
         };
         let geometry = &self.geometry;
-        let units = c.int(geometry.batch * self.row_blocks() * self.groups());
-        c.range(frame.task, units, frame.tasks, |c, unit| {
-            let (row_unit, group) = c.div_rem(unit, self.groups());
-            let (image, row_block) = c.div_rem(row_unit, self.row_blocks());
-            let first_row = c.mul_int(row_block, self.schedule.rows);
+        frame.units(c, |c, unit| {
+            let units = self.units();
+            let UnitPlace { image, rows, blocks: [group, _] } = c.place(units, unit);
             let channel = c.mul_int(group, self.unit_channels());
             let image_bytes = geometry.size[0] * geometry.size[1] * geometry.pixel_bytes();
             let src = c.offset(frame.operands[0], image, image_bytes);
+            let cell_rows = c.of_part(units.rows, rows, |rows| self.cells.axes[0].extent(rows));
             let place = Place {
                 image: c.offset(src, channel, geometry.src.bytes()),
-                first_row,
+                first_row: rows[0],
+                rows: cell_rows,
                 scratch: frame.scratch,
                 pad: frame.tables[PAD],
                 literals: frame.tables[LITERALS],
             };
             self.cells.prepare(c, cells, &place);
-            self.rows(c, frame, rows, &Unit { image, first_row, group, channel });
+            self.rows(c, frame, band, &Unit { image, rows, group, channel });
         });
         Ok(())
     }
@@ -405,7 +412,8 @@ impl Body for Depthwise {
 /// A unit of work.
 struct Unit {
     image: Value,
-    first_row: Value,
+    /// Where its rows begin and end.
+    rows: [Value; 2],
     group: Value,
     /// First channel.
     channel: Value,
@@ -415,13 +423,12 @@ impl Depthwise {
     /// Computes the unit's rows, a band of them at a time.
     fn rows(&self, c: &mut Code, frame: &Frame, leaf: FuncRef, unit: &Unit) {
         let ([height, width], band) = (self.geometry.out, self.band());
-        let end = c.add_int(unit.first_row, self.schedule.rows);
-        let end = c.min_int(end, height);
+        let [first, end] = unit.rows;
         let step = c.int(band);
-        c.range(unit.first_row, end, step, |c, row| {
+        c.range(first, end, step, |c, row| {
             let rows = c.sub(end, row);
             let rows = c.min_int(rows, band);
-            let in_unit = c.sub(row, unit.first_row);
+            let in_unit = c.sub(row, first);
             let image_row = c.offset(row, unit.image, height);
             let pixel = c.mul_int(image_row, width);
             let element = c.offset(unit.channel, pixel, self.geometry.channels);

@@ -25,7 +25,6 @@ const UNIT_VECTORS: usize = 256;
 
 struct Image {
     isa: Isa,
-    images: usize,
     channels: usize,
     /// Pixels of a plane.
     pixels: usize,
@@ -49,7 +48,7 @@ pub(in crate::kernels) fn lower(
     let wide = machine.wide.into_iter().flatten().find(|wide| height * width >= wide.lanes);
     let isa = wide.map(Isa::of).ok_or_else(|| Unsupported::new("so small an image"))?;
     let parameters = Parameters::new(&step.args, constants, quantize.axis)?;
-    let image = Image { isa, images, channels, pixels: height * width };
+    let image = Image { isa, channels, pixels: height * width };
     if parameters.axis.is_some_and(|axis| axis != 3) {
         return Err(Unsupported::new("scales that differ along an axis other than the channels"));
     }
@@ -159,8 +158,7 @@ impl Body for Image {
         };
         let lanes = self.isa.lanes();
         let (whole, last) = (self.pixels / lanes, self.vectors() - 1);
-        let all = c.int(self.images * self.units());
-        c.range(frame.task, all, frame.tasks, |c, unit| {
+        frame.units(c, |c, unit| {
             let (image, block) = c.div_rem(unit, self.units());
             let src = c.offset(frame.operands[0], image, 4 * self.channels * self.pixels);
             let dst = c.offset(frame.dst, image, self.channels * self.pixels);

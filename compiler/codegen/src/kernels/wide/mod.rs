@@ -29,11 +29,11 @@ use std::borrow::Cow;
 use cranelift_codegen::ir::{FuncRef, InstBuilder, StackSlotData, StackSlotKind, Value, types};
 use hawqc_ir::{Elem, KernelSpec, Range, Tensor};
 use hawqc_schedules::{
-    ConvGeometry, Machine, Multiply, Sections, WideMachine, WideSchedule, unpacks_beside, unsigned_offset,
+    ConvGeometry, Machine, Multiply, Parts, Sections, Units, WideMachine, WideSchedule, unpacks_beside, unsigned_offset,
 };
 
 use super::conv::Geometry;
-use super::emit::Code;
+use super::emit::{Code, UnitPlace};
 use super::{Body, Dst, Frame, Leaf, Lowered, Table};
 use crate::asm::{AsmError, Isa};
 use crate::error::Unsupported;
@@ -138,7 +138,7 @@ pub(super) fn lower(
     let mut tables = vec![
         Table { bytes: packing.pack(&weights, load), is_weights: true },
         Table::new(packing.start(&weights, bias.as_deref())),
-        Table::new(ints(&wide.source.pixel_offsets(schedule.rows))),
+        Table::new(ints(&wide.source.pixel_offsets(wide.units().rows.largest()))),
         Table::new(ints(&run_offsets)),
         literals,
     ];
@@ -171,8 +171,8 @@ pub(super) fn lower(
         forms: format!("{}{window:?}", epilogue.form()),
         second: epilogue.has_second(),
         proof: if multiply == Multiply::Sum16 { window.to_string() } else { String::new() },
-        scratch_bytes: wide.source.scratch_bytes(schedule.rows) + wide.panel_bytes(),
-        units: wide.row_units() * wide.channel_groups(),
+        scratch_bytes: wide.source.scratch_bytes(wide.units().rows.largest()) + wide.panel_bytes(),
+        units: wide.units().count(),
         work: geometry.macs() / MACS_PER_WORK,
         macs: geometry.macs(),
         is_border: false,
@@ -328,23 +328,17 @@ impl Wide {
         self.vectors() % self.schedule.nr
     }
 
-    fn channel_groups(&self) -> usize {
-        self.blocks().div_ceil(self.schedule.blocks)
+    fn units(&self) -> Units {
+        Units {
+            images: self.geometry.batch,
+            rows: Parts::of(self.geometry.out[0], self.schedule.rows),
+            blocks: Parts::of(self.blocks(), self.schedule.blocks),
+        }
     }
 
-    fn row_blocks(&self) -> usize {
-        self.geometry.out[0].div_ceil(self.schedule.rows)
-    }
-
-    fn row_units(&self) -> usize {
-        self.geometry.batch * self.row_blocks()
-    }
-
-    /// Pixels of a unit, and of the last one of an image.
+    /// Pixels of a larger and of a smaller unit.
     fn unit_pixels(&self) -> [usize; 2] {
-        let rows = self.schedule.rows;
-        let last = self.geometry.out[0] - (self.row_blocks() - 1) * rows;
-        [rows, last].map(|rows| rows * self.geometry.out[1])
+        self.units().rows.sizes().map(|(rows, _)| rows * self.geometry.out[1])
     }
 
     /// Tiles that read a block's weights where these lie in memory.
@@ -419,9 +413,8 @@ struct Unit {
 
 impl Body for Wide {
     fn emit(&self, c: &mut Code, frame: &Frame) -> Result<(), Unsupported> {
-        let units = c.int(self.row_units() * self.channel_groups());
         let mut outcome = Ok(());
-        c.range(frame.task, units, frame.tasks, |c, unit| outcome = self.unit(c, frame, unit));
+        frame.units(c, |c, unit| outcome = self.unit(c, frame, unit));
         outcome
     }
 }
@@ -429,56 +422,40 @@ impl Body for Wide {
 impl Wide {
     fn unit(&self, c: &mut Code, frame: &Frame, unit: Value) -> Result<(), Unsupported> {
         let geometry = &self.geometry;
-        let (row_unit, group) = c.div_rem(unit, self.channel_groups());
-        let (image, row_block) = c.div_rem(row_unit, self.row_blocks());
-        let first_row = c.mul_int(row_block, self.schedule.rows);
+        let units = self.units();
+        let UnitPlace { image, rows: [first_row, end_row], blocks: [first_block, end_block] } = c.place(units, unit);
         let image_bytes = geometry.size[0] * geometry.size[1] * geometry.pixel_bytes();
         let src = c.offset(frame.operands[0], image, image_bytes);
         let rows_at = c.add_int(frame.scratch, self.panel_bytes());
         let image_pixel = c.mul_int(image, geometry.out[0] * geometry.out[1]);
         let first_pixel = c.offset(image_pixel, first_row, geometry.out[1]);
-        let [whole, last] = self.unit_pixels();
-        let src = self.source.prepare(c, src, first_row, self.schedule.rows, rows_at);
-        let (first_block, blocks) = (c.mul_int(group, self.schedule.blocks), self.schedule.blocks);
-        let end_block = c.add_int(first_block, blocks);
-        let end_block = c.min_int(end_block, self.blocks());
+        let [larger, smaller] = self.unit_pixels();
+        let prepared = c.of_part(units.rows, [first_row, end_row], |rows| self.source.rows(rows));
+        let src = self.source.prepare(c, src, first_row, prepared, rows_at);
         let one = c.int(1);
         let mut outcome = Ok(());
-        let mut keep = |result: Result<(), Unsupported>| {
-            let before = std::mem::replace(&mut outcome, Ok(()));
-            outcome = before.and(result);
-        };
-        let is_whole = c.below(row_block, self.row_blocks() - 1);
+        let is_smaller = c.is_smaller(units.rows, [first_row, end_row]);
         c.range(first_block, end_block, one, |c, block| {
             let src = self.section(c, src, block);
-            let mut either = |c: &mut Code, vectors: usize| {
+            let either = |c: &mut Code, vectors: usize| {
                 let weights = self.weights(c, frame, block, vectors);
                 let unit = |pixels: usize| Unit { src, first_pixel, pixels };
-                if whole == last {
-                    return keep(self.tiles(c, frame, &unit(whole), (block, vectors), weights));
+                if larger == smaller {
+                    return self.tiles(c, frame, &unit(larger), (block, vectors), weights);
                 }
-                let mut results = [Ok(()), Ok(())];
-                let [a, b] = &mut results;
-                c.if_else(
-                    is_whole,
-                    |c| *a = self.tiles(c, frame, &unit(whole), (block, vectors), weights),
-                    |c| *b = self.tiles(c, frame, &unit(last), (block, vectors), weights),
-                );
-                results.into_iter().for_each(&mut keep);
+                c.either(is_smaller, |c, is_smaller| {
+                    let pixels = if is_smaller { smaller } else { larger };
+                    self.tiles(c, frame, &unit(pixels), (block, vectors), weights)
+                })
             };
-            match (self.rest_vectors(), self.blocks()) {
+            outcome = match (self.rest_vectors(), self.blocks()) {
                 (0, _) => either(c, self.schedule.nr),
                 (rest, 1) => either(c, rest),
                 (rest, blocks) => {
                     let is_full = c.below(block, blocks - 1);
-                    let either = std::cell::RefCell::new(either);
-                    c.if_else(
-                        is_full,
-                        |c| (either.borrow_mut())(c, self.schedule.nr),
-                        |c| (either.borrow_mut())(c, rest),
-                    );
+                    c.either(is_full, |c, is_full| either(c, if is_full { self.schedule.nr } else { rest }))
                 }
-            }
+            };
         });
         outcome
     }

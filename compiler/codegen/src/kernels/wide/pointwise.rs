@@ -24,7 +24,6 @@ const UNIT_VECTORS: usize = 512;
 const STEPS_PER_WORK: usize = 2;
 
 struct Pointwise {
-    units: usize,
     /// Elements of a unit.
     row: usize,
     /// Bytes from a unit's results to the next one's.
@@ -52,7 +51,6 @@ pub(in crate::kernels) fn lower(
     let vectors = if is_uniform && is_dense { fitting() } else { channels / isa.lanes() };
     let row = vectors * isa.lanes();
     let pointwise = Pointwise {
-        units: vectors_all / vectors,
         row,
         dst_bytes: if is_dense { row * dst.elem.bytes() } else { dst.pixel_bytes() },
         operand_bytes: epilogue.operand_bytes(),
@@ -70,7 +68,7 @@ pub(in crate::kernels) fn lower(
         proof: String::new(),
         leaves: vec![Leaf { name: "pointwise".into(), code }],
         scratch_bytes: 0,
-        units: pointwise.units,
+        units: vectors_all / vectors,
         work: (out.elements() * spec.steps().len() / STEPS_PER_WORK) as u64,
         macs: 0,
         is_border: false,
@@ -107,8 +105,7 @@ impl Body for Pointwise {
         let Some(&leaf) = frame.leaves.first() else {
             return Err(Unsupported::new("pointwise steps without their inner kernel"));
         };
-        let units = c.int(self.units);
-        c.range(frame.task, units, frame.tasks, |c, unit| {
+        frame.units(c, |c, unit| {
             let element = c.mul_int(unit, self.row);
             let mut words: Vec<Value> = vec![c.offset(frame.dst, unit, self.dst_bytes), frame.tables[LITERALS]];
             for (&operand, &bytes) in frame.operands.iter().zip(&self.operand_bytes) {

@@ -40,7 +40,6 @@ struct Pool {
     isa: Isa,
     fold: Fold,
     window: Window,
-    batch: usize,
     size: [usize; 2],
     out: [usize; 2],
     channels: usize,
@@ -80,7 +79,6 @@ pub(in crate::kernels) fn lower(
         isa,
         fold,
         window,
-        batch,
         size: [h, w],
         out: [oh, ow],
         channels,
@@ -302,8 +300,7 @@ impl Body for Pool {
             return Err(Unsupported::new("a pool without its inner kernels"));
         };
         self.fill_padding(c, frame);
-        let units = c.int(self.batch * self.out[0]);
-        c.range(frame.task, units, frame.tasks, |c, unit| {
+        frame.units(c, |c, unit| {
             let (image, row) = c.div_rem(unit, self.out[0]);
             self.fold_columns(c, frame, columns, [image, row]);
             let pixel = c.mul_int(unit, self.out[1]);

@@ -38,7 +38,7 @@ pub struct Positions {
     pub nr: usize,
     /// All sums.
     pub groups: Vec<Group>,
-    /// Tiles of a unit, and of the last one.
+    /// Tiles of a larger and of a smaller unit.
     pub unit_tiles: [usize; 2],
     /// Input and output channels at a position.
     pub channels: [usize; 2],
@@ -213,9 +213,7 @@ impl Positions {
                 (rest, 1) => body(c, block, rest),
                 (rest, blocks) => {
                     let is_full = c.below(block, blocks - 1);
-                    let (mut a, mut b) = (Ok(()), Ok(()));
-                    c.if_else(is_full, |c| a = body(c, block, self.nr), |c| b = body(c, block, rest));
-                    a.and(b)
+                    c.either(is_full, |c, is_full| body(c, block, if is_full { self.nr } else { rest }))
                 }
             };
         });

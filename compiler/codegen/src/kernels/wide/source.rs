@@ -76,7 +76,7 @@ impl Source {
     }
 
     /// Prepared rows of a unit of `rows` output rows.
-    fn rows(&self, rows: usize) -> usize {
+    pub fn rows(&self, rows: usize) -> usize {
         match self.form {
             Form::Rows { every, .. } if !every[0] => rows,
             _ => extent(&self.geometry, 0, rows),
@@ -105,8 +105,8 @@ impl Source {
     }
 
     /// The address that pixel offsets count from, for output rows from `first_row` of `image` on; prepared rows
-    /// are made in `scratch`, for at most `rows` output rows of which those beyond the image are left out.
-    pub fn prepare(&self, c: &mut Code, image: Value, first_row: Value, rows: usize, scratch: Value) -> Value {
+    /// are made in `scratch`, as many as [`Source::rows`] says.
+    pub fn prepare(&self, c: &mut Code, image: Value, first_row: Value, rows: Value, scratch: Value) -> Value {
         let geometry = &self.geometry;
         let [h, w] = geometry.size;
         let src_row_bytes = w * geometry.pixel_bytes();
@@ -121,7 +121,8 @@ impl Source {
         let middle = (columns - left).min(w);
         let right = columns - left - middle;
         let pixel_bytes = self.pixel_bytes();
-        c.count(self.rows(rows), 1, |c, row| {
+        let (zero, one) = (c.int(0), c.int(1));
+        c.range(zero, rows, one, |c, row| {
             let y = c.offset(y0, row, step);
             let to = c.offset(scratch, row, self.row_bytes());
             let inside = c.below(y, h);

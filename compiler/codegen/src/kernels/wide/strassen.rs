@@ -11,7 +11,7 @@
 use cranelift_codegen::ir::{FuncRef, Value};
 use hawqc_ir::{KernelSpec, Tensor};
 use hawqc_schedules::strassen::{INPUTS, Levels, OUTPUTS, Sum, prove};
-use hawqc_schedules::{ConvGeometry, Machine, Multiply, StrassenSchedule};
+use hawqc_schedules::{ConvGeometry, Machine, Multiply, Parts, StrassenSchedule, Units};
 
 use super::epilogue::{Hold, WideEpilogue, splat_byte};
 use super::positions::{Buffers, FIRST_EPILOGUE_TABLE, Group, LITERALS, Positions};
@@ -21,7 +21,7 @@ use super::{MACS_PER_WORK, call};
 use crate::asm::{Asm, AsmError, Binary, Isa, Mem, V};
 use crate::error::Unsupported;
 use crate::kernels::conv::Geometry;
-use crate::kernels::emit::Code;
+use crate::kernels::emit::{Code, UnitPlace};
 use crate::kernels::{Body, Dst, Frame, Leaf, Lowered};
 
 /// Words of the output leaf's table before the epilogue's: the tile's sums, its first output, the number of vectors of
@@ -67,7 +67,7 @@ pub fn lower(
     operands.offsets.iter().for_each(|&offset| epilogue.literal(splat_byte(offset)));
     let parts = levels.parts();
     let part = [geometry.group_in / parts, geometry.group_out / parts];
-    let tiles = geometry.pixels().div_ceil(parts);
+    let units = Parts::of(geometry.pixels().div_ceil(parts), schedule.tiles);
     let positions = Positions {
         isa,
         multiply: Multiply::Dot,
@@ -75,9 +75,9 @@ pub fn lower(
         mr: schedule.mr,
         nr: schedule.nr,
         groups: vec![Group { sums: levels.positions(), positions: 1, window: Window::All }],
-        unit_tiles: [schedule.tiles, tiles - (tiles.div_ceil(schedule.tiles) - 1) * schedule.tiles],
+        unit_tiles: units.sizes().map(|(tiles, _)| tiles),
         channels: part,
-        inputs_bytes: (schedule.tiles * part[0]).next_multiple_of(64),
+        inputs_bytes: (units.largest() * part[0]).next_multiple_of(64),
         products: Vec::new(),
     };
     let mut tables = positions.tables(&operands.weights, &operands.starts);
@@ -107,7 +107,7 @@ pub fn lower(
         second: epilogue.has_second(),
         proof: operands.to_string(),
         scratch_bytes: strassen.positions.scratch().iter().sum(),
-        units: strassen.pixel_units() * strassen.channel_groups(),
+        units: strassen.units().count(),
         work: geometry.macs() / MACS_PER_WORK,
         macs: geometry.macs(),
         is_border: false,
@@ -126,17 +126,18 @@ impl Strassen {
         self.geometry.group_in / self.parts()
     }
 
-    fn channel_groups(&self) -> usize {
-        self.positions.blocks().div_ceil(self.schedule.blocks)
+    /// Rows are tiles.
+    fn units(&self) -> Units {
+        Units {
+            images: 1,
+            rows: Parts::of(self.tiles(), self.schedule.tiles),
+            blocks: Parts::of(self.positions.blocks(), self.schedule.blocks),
+        }
     }
 
     /// Tiles of the batch, the last perhaps cut.
     fn tiles(&self) -> usize {
         self.geometry.pixels().div_ceil(self.parts())
-    }
-
-    fn pixel_units(&self) -> usize {
-        self.tiles().div_ceil(self.schedule.tiles)
     }
 
     /// Pixels of the last tile if it is cut, otherwise 0.
@@ -307,42 +308,40 @@ struct Unit {
     tiles: usize,
     /// Whether the last tile of the batch is in it.
     is_last: bool,
-    first_block: Value,
-    end_block: Value,
+    /// Where its blocks begin and end.
+    blocks: [Value; 2],
     inputs: Value,
     sums: Value,
 }
 
 impl Body for Strassen {
     fn emit(&self, c: &mut Code, frame: &Frame) -> Result<(), Unsupported> {
-        let units = c.int(self.pixel_units() * self.channel_groups());
         let mut outcome = Ok(());
-        c.range(frame.task, units, frame.tasks, |c, unit| {
-            let (pixel_unit, group) = c.div_rem(unit, self.channel_groups());
-            let first_block = c.mul_int(group, self.schedule.blocks);
-            let end_block = c.add_int(first_block, self.schedule.blocks);
-            let unit = Unit {
-                first_tile: c.mul_int(pixel_unit, self.schedule.tiles),
-                tiles: 0,
-                is_last: false,
-                first_block,
-                end_block: c.min_int(end_block, self.positions.blocks()),
-                inputs: frame.scratch,
-                sums: c.add_int(frame.scratch, self.levels.positions() * self.positions.inputs_bytes),
+        frame.units(c, |c, unit| {
+            let units = self.units();
+            let UnitPlace { rows: [first_tile, end_tile], blocks, .. } = c.place(units, unit);
+            let sums = c.add_int(frame.scratch, self.levels.positions() * self.positions.inputs_bytes);
+            let unit =
+                |tiles: usize, is_last: bool| Unit { first_tile, tiles, is_last, blocks, inputs: frame.scratch, sums };
+            let [larger, smaller] = self.positions.unit_tiles;
+            // The last part is one of the smaller.
+            let of_size = |c: &mut Code, is_last: bool| {
+                if larger == smaller || is_last {
+                    return self.unit(c, frame, &unit(smaller, is_last));
+                }
+                let is_smaller = c.is_smaller(units.rows, [first_tile, end_tile]);
+                c.either(is_smaller, |c, is_smaller| {
+                    self.unit(c, frame, &unit(if is_smaller { smaller } else { larger }, false))
+                })
             };
-            let [whole, last] = self.positions.unit_tiles;
-            if self.pixel_units() == 1 || whole == last && self.rest_pixels() == 0 {
-                outcome = self.unit(c, frame, &Unit { tiles: last, is_last: true, ..unit });
-                return;
-            }
-            let is_whole = c.below(pixel_unit, self.pixel_units() - 1);
-            let (mut a, mut b) = (Ok(()), Ok(()));
-            c.if_else(
-                is_whole,
-                |c| a = self.unit(c, frame, &Unit { tiles: whole, ..unit }),
-                |c| b = self.unit(c, frame, &Unit { tiles: last, is_last: true, ..unit }),
-            );
-            outcome = a.and(b);
+            outcome = match (units.rows.count, self.rest_pixels()) {
+                (_, 0) => of_size(c, false),
+                (1, _) => of_size(c, true),
+                _ => {
+                    let is_before = c.below(end_tile, units.rows.all);
+                    c.either(is_before, |c, is_before| of_size(c, !is_before))
+                }
+            };
         });
         outcome
     }
@@ -352,7 +351,7 @@ impl Strassen {
     fn unit(&self, c: &mut Code, frame: &Frame, unit: &Unit) -> Result<(), Unsupported> {
         self.add_inputs(c, frame, unit)?;
         let buffers = Buffers { inputs: unit.inputs, sums: unit.sums, tiles: unit.tiles };
-        self.positions.every_block(c, [unit.first_block, unit.end_block], |c, block, vectors| {
+        self.positions.every_block(c, unit.blocks, |c, block, vectors| {
             self.positions.multiply(c, frame, &buffers, (block, vectors))?;
             self.combine_outputs(c, frame, unit, (block, vectors))
         })

@@ -11,7 +11,7 @@
 use cranelift_codegen::ir::{FuncRef, Value};
 use hawqc_ir::{KernelSpec, Range, Tensor};
 use hawqc_schedules::winograd::{Kernel, Layer, Proof, Winograd2d, prove};
-use hawqc_schedules::{ConvGeometry, Machine, Multiply, WinogradSchedule};
+use hawqc_schedules::{ConvGeometry, Machine, Multiply, Parts, Units, WinogradSchedule};
 
 use super::epilogue::WideEpilogue;
 use super::positions::{Buffers, FIRST_EPILOGUE_TABLE, Group, LITERALS, Order, Positions};
@@ -22,7 +22,7 @@ use super::{MACS_PER_WORK, call};
 use crate::asm::{AsmError, Isa};
 use crate::error::Unsupported;
 use crate::kernels::conv::Geometry;
-use crate::kernels::emit::Code;
+use crate::kernels::emit::{Code, UnitPlace};
 use crate::kernels::{Body, Dst, Frame, Leaf, Lowered};
 
 struct Winograd {
@@ -82,7 +82,8 @@ pub fn lower(
     // In the ring of the lanes, so bytes are right with or without sign.
     let overhang = (geometry.channels * schedule.multiply.operand_bytes()) % isa.bytes();
     let source = Source::new(tiled(&geometry, &algorithm), schedule.multiply.operand_bytes(), 0, overhang);
-    let unit_tiles = unit_rows(&geometry, &algorithm, schedule).map(|rows| rows * grid(&geometry, &algorithm)[1]);
+    let rows = rows(&geometry, &algorithm, schedule);
+    let unit_tiles = rows.sizes().map(|(rows, _)| rows * grid(&geometry, &algorithm)[1]);
     let input_bytes = unit_tiles[0] * geometry.channels * schedule.multiply.operand_bytes();
     let positions = Positions {
         isa,
@@ -126,7 +127,7 @@ pub fn lower(
         second: epilogue.has_second(),
         proof: proof.to_string(),
         scratch_bytes: winograd.scratch().iter().sum(),
-        units: winograd.row_units() * winograd.channel_groups(),
+        units: winograd.units().count(),
         work: geometry.macs() / (2 * MACS_PER_WORK),
         macs: geometry.macs(),
         is_border: false,
@@ -167,10 +168,9 @@ fn grid(geometry: &Geometry, algorithm: &Winograd2d) -> [usize; 2] {
     [0, 1].map(|axis| geometry.out[axis].div_ceil(m[axis]))
 }
 
-/// Tile rows of a unit, and of the last one of an image.
-fn unit_rows(geometry: &Geometry, algorithm: &Winograd2d, schedule: WinogradSchedule) -> [usize; 2] {
-    let down = grid(geometry, algorithm)[0];
-    [schedule.rows, down - (down.div_ceil(schedule.rows) - 1) * schedule.rows]
+/// The tile rows of an image's units.
+fn rows(geometry: &Geometry, algorithm: &Winograd2d, schedule: WinogradSchedule) -> Parts {
+    Parts::of(grid(geometry, algorithm)[0], schedule.rows)
 }
 
 /// The convolution with as many outputs as whole tiles have.
@@ -188,26 +188,18 @@ impl Winograd {
         grid(&self.geometry, &self.algorithm)
     }
 
-    fn channel_groups(&self) -> usize {
-        self.positions.blocks().div_ceil(self.schedule.blocks)
-    }
-
-    fn row_blocks(&self) -> usize {
-        self.grid()[0].div_ceil(self.schedule.rows)
-    }
-
-    fn row_units(&self) -> usize {
-        self.geometry.batch * self.row_blocks()
-    }
-
-    fn unit_rows(&self) -> [usize; 2] {
-        unit_rows(&self.geometry, &self.algorithm, self.schedule)
+    fn units(&self) -> Units {
+        Units {
+            images: self.geometry.batch,
+            rows: rows(&self.geometry, &self.algorithm, self.schedule),
+            blocks: Parts::of(self.positions.blocks(), self.schedule.blocks),
+        }
     }
 
     /// Scratch bytes of the transformed inputs, the sums and the prepared rows.
     fn scratch(&self) -> [usize; 3] {
         let [inputs, sums] = self.positions.scratch();
-        let rows = self.source.scratch_bytes(self.schedule.rows * self.m()[0]);
+        let rows = self.source.scratch_bytes(self.units().rows.largest() * self.m()[0]);
         [inputs, sums, rows].map(|b| b.next_multiple_of(64))
     }
 
@@ -256,10 +248,10 @@ struct Unit {
     image: Value,
     /// First tile row, counted in the image.
     first_row: Value,
-    /// Tile rows, one of [`Winograd::unit_rows`].
+    /// Tile rows.
     rows: usize,
-    first_block: Value,
-    end_block: Value,
+    /// Where its blocks begin and end.
+    blocks: [Value; 2],
     inputs: Value,
     sums: Value,
     prepared: Value,
@@ -267,38 +259,24 @@ struct Unit {
 
 impl Body for Winograd {
     fn emit(&self, c: &mut Code, frame: &Frame) -> Result<(), Unsupported> {
-        let units = c.int(self.row_units() * self.channel_groups());
         let mut outcome = Ok(());
-        c.range(frame.task, units, frame.tasks, |c, unit| {
-            let (row_unit, group) = c.div_rem(unit, self.channel_groups());
-            let (image, row_block) = c.div_rem(row_unit, self.row_blocks());
-            let first_block = c.mul_int(group, self.schedule.blocks);
-            let end_block = c.add_int(first_block, self.schedule.blocks);
+        frame.units(c, |c, unit| {
+            let units = self.units();
+            let UnitPlace { image, rows: [first_row, end_row], blocks } = c.place(units, unit);
             let [inputs, sums, _] = self.scratch();
             let sums_at = c.add_int(frame.scratch, inputs);
-            let unit = Unit {
-                image,
-                first_row: c.mul_int(row_block, self.schedule.rows),
-                rows: 0,
-                first_block,
-                end_block: c.min_int(end_block, self.positions.blocks()),
-                inputs: frame.scratch,
-                sums: sums_at,
-                prepared: c.add_int(sums_at, sums),
+            let prepared = c.add_int(sums_at, sums);
+            let unit =
+                |rows: usize| Unit { image, first_row, rows, blocks, inputs: frame.scratch, sums: sums_at, prepared };
+            let [(larger, _), (smaller, _)] = units.rows.sizes();
+            outcome = if larger == smaller {
+                self.unit(c, frame, &unit(larger))
+            } else {
+                let is_smaller = c.is_smaller(units.rows, [first_row, end_row]);
+                c.either(is_smaller, |c, is_smaller| {
+                    self.unit(c, frame, &unit(if is_smaller { smaller } else { larger }))
+                })
             };
-            let [whole, last] = self.unit_rows();
-            if whole == last {
-                outcome = self.unit(c, frame, &Unit { rows: whole, ..unit });
-                return;
-            }
-            let is_whole = c.below(row_block, self.row_blocks() - 1);
-            let (mut a, mut b) = (Ok(()), Ok(()));
-            c.if_else(
-                is_whole,
-                |c| a = self.unit(c, frame, &Unit { rows: whole, ..unit }),
-                |c| b = self.unit(c, frame, &Unit { rows: last, ..unit }),
-            );
-            outcome = a.and(b);
         });
         outcome
     }
@@ -309,7 +287,7 @@ impl Winograd {
         self.transform_inputs(c, frame, unit)?;
         let tiles = unit.rows * self.grid()[1];
         let buffers = Buffers { inputs: unit.inputs, sums: unit.sums, tiles };
-        self.positions.every_block(c, [unit.first_block, unit.end_block], |c, block, vectors| {
+        self.positions.every_block(c, unit.blocks, |c, block, vectors| {
             self.positions.multiply(c, frame, &buffers, (block, vectors))?;
             self.transform_outputs(c, frame, unit, (block, vectors))
         })
@@ -324,7 +302,8 @@ impl Winograd {
         let image = c.offset(frame.operands[0], unit.image, image_bytes);
         let m_rows = self.m()[0];
         let first = c.mul_int(unit.first_row, m_rows);
-        let rows = self.source.prepare(c, image, first, self.schedule.rows * m_rows, unit.prepared);
+        let rows = c.int(self.source.rows(unit.rows * m_rows));
+        let rows = self.source.prepare(c, image, first, rows, unit.prepared);
         let [down, across] = self.algorithm.steps();
         let vectors = c.int(self.positions.tile_input_bytes().div_ceil(self.isa.bytes()));
         let columns = self.grid()[1];
