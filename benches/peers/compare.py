@@ -220,18 +220,29 @@ def described(worker: Worker, reference: np.ndarray) -> dict:
     return {"kind": contender.kind, "bytes": bytes_of(contender)} | startup | answers(logits, reference)
 
 
-def times(args, workers: list[Worker]) -> dict[str, list[dict[str, list[int]]]]:
-    """Nanoseconds of every inference, `wall` and `cpu`: by contender, by round."""
+def meeting_us(args, model: Path, threads: int) -> float:
+    """How long so many threads take now to begin and end a step together: what says whether their cores share a cache."""
+    binary = args.hawqc[0].rpartition("=")[2]
+    command = [binary, "bench", model, "--threads", str(threads), "--iters", "1", "--warmup", "0", "--json"]
+    return json.loads(subprocess.run(command, check=True, capture_output=True).stdout)["meeting_ns"] / 1e3
+
+
+def times(args, workers: list[Worker], threads: int) -> tuple[dict[str, list[dict[str, list[int]]]], list[float]]:
+    """Nanoseconds of every inference, `wall` and `cpu`: by contender, by round; and with several threads what
+    `meeting_us` says before each round."""
     taken: dict[str, list[dict[str, list[int]]]] = {w.contender.name: [] for w in workers}
+    meetings = []
     runs = {}
     for worker in workers:
         once = statistics.median(worker.ask(3)["wall"])
         runs[worker.contender.name] = max(3, round(args.seconds * 1e9 / once))
     for turn in range(args.rounds):
+        if threads > 1:
+            meetings.append(meeting_us(args, workers[0].contender.model, threads))
         shift = turn % len(workers)
         for worker in workers[shift:] + workers[:shift]:
             taken[worker.contender.name].append(worker.ask(runs[worker.contender.name]))
-    return taken
+    return taken, meetings
 
 
 def summary(mine: list[dict[str, list[int]]], base: list[dict[str, list[int]]]) -> dict:
@@ -262,7 +273,7 @@ def timed(args, network: str, threads: int) -> dict:
     load = os.getloadavg()[0]
     workers = start(found, skipped, folder, size, threads)
     try:
-        taken = times(args, workers)
+        taken, meetings = times(args, workers, threads)
         base = taken[workers[0].contender.name]
         results = {}
         for worker in workers:
@@ -272,7 +283,8 @@ def timed(args, network: str, threads: int) -> dict:
         for worker in workers:
             worker.end()
     loads = [round(load, 2), round(os.getloadavg()[0], 2)]
-    return {"network": network, "threads": threads, "load": loads, "skipped": skipped, "contenders": results}
+    measured = {"network": network, "threads": threads, "load": loads, "meetings_us": meetings}
+    return measured | {"skipped": skipped, "contenders": results}
 
 
 def started(args, network: str, threads: int) -> dict:

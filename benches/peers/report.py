@@ -57,6 +57,9 @@ def run(measured: dict) -> str:
     parts = [title, table(head, rows)]
     if "load" in measured:
         parts.append(f"Load average of the machine before and after: {measured['load'][0]}, {measured['load'][1]}.")
+    if measured.get("meetings_us"):
+        low, high = min(measured["meetings_us"]), max(measured["meetings_us"])
+        parts.append(f"Threads met within {low:.1f} to {high:.1f} us before the rounds.")
     parts += [f"- {name} did not run: {reason}" for name, reason in measured["skipped"].items()]
     return "\n\n".join(parts) + "\n"
 

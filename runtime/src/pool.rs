@@ -49,6 +49,7 @@ use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use crate::abi::{Call, TaskFn};
 use crate::error::ErrorClass;
@@ -64,6 +65,9 @@ pub const THREADS_VARIABLE: &str = "HAWQC_THREADS";
 const SPIN_TURNS: u32 = 10_000;
 /// Every this many turns the waiting thread offers its CPU to others, which may be what it waits for.
 const TURNS_PER_YIELD: u32 = 256;
+/// Loops that [`Pool::meeting_time`] takes, and turns that a task waits at most.
+const MEETINGS: usize = 1001;
+const MEETING_TURNS: u32 = 10_000;
 /// Lanes of a loop at most: bits of `unclaimed`.
 const MAX_LANES: usize = 64;
 /// Bit of `unfinished` that says the caller sleeps.
@@ -327,6 +331,30 @@ impl Pool {
         }
     }
 
+    /// What it takes all threads to begin a loop together and to end it: the median of loops whose every task waits for all
+    /// others. Cores that share a cache take a fraction of what others do.
+    pub fn meeting_time(&self) -> Duration {
+        let threads = self.threads();
+        let meet = |_| {
+            let arrived = AtomicUsize::new(0);
+            let start = Instant::now();
+            self.for_each(threads, |_| {
+                arrived.fetch_add(1, Ordering::AcqRel);
+                // A loop that finds the pool busy runs its tasks one after the other.
+                for turn in 0..MEETING_TURNS {
+                    if arrived.load(Ordering::Acquire) == threads {
+                        break;
+                    }
+                    pause(turn);
+                }
+            });
+            start.elapsed()
+        };
+        let mut times: Vec<Duration> = (0..MEETINGS).map(meet).collect();
+        times.sort_unstable();
+        times[MEETINGS / 2]
+    }
+
     /// Runs `job` to its end; `job.run` must not unwind.
     fn run(&self, job: &Job) {
         let alone = job.tasks <= 1 || self.workers.is_empty();
@@ -425,6 +453,13 @@ mod tests {
                 runs[task].fetch_add(1, Ordering::Relaxed);
             });
             assert!(runs.into_iter().all(|count| count.into_inner() == 1), "{tasks} tasks");
+        }
+    }
+
+    #[test]
+    fn threads_meet() {
+        for threads in 1..=3 {
+            assert!(Pool::new(threads).unwrap().meeting_time() > Duration::ZERO);
         }
     }
 

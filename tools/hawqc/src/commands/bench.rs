@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hawqc_driver::{limit, target_of, write_file};
+use hawqc_runtime::pool::{Pool, default_threads};
 use hawqc_runtime::{Entry, Manifest, Model, Session, Tensor, TensorMut, TensorRef};
 use hawqc_schedules::{Multiply, Schedule};
 use serde::Serialize;
@@ -23,6 +24,15 @@ pub struct Latency {
     pub threads: usize,
 }
 
+/// What `--json` says.
+#[derive(Serialize)]
+struct Report {
+    #[serde(flatten)]
+    latency: Latency,
+    /// How long threads take to begin and end a step together; of one thread none.
+    meeting_ns: Option<u64>,
+}
+
 #[derive(Serialize)]
 struct Step {
     name: String,
@@ -35,12 +45,17 @@ struct Step {
 
 pub fn run(args: &Bench, global: &Global, console: &Console) -> Result<(), Failure> {
     let model = Arc::new(Model::open(&args.model).map_err(hawqc_runtime::Error::from)?);
-    let mut session = Session::new(Arc::clone(&model), global.threads.map(|n| n as usize))?;
+    let threads =
+        global.threads.map_or_else(default_threads, |n| Ok(n as usize)).map_err(hawqc_runtime::Error::from)?;
+    let pool = Arc::new(Pool::new(threads).map_err(hawqc_runtime::Error::from)?);
+    let mut session = Session::with_pool(Arc::clone(&model), Arc::clone(&pool))?;
     let inputs = make_inputs(&model, Entry::Border, Fill::Random, global.seed)?;
     let limit = Limit { warmup: args.warmup, iterations: args.iters, duration: args.duration };
     let latency = measure(&mut session, &inputs, limit)?;
+    let meeting_ns = (threads > 1).then(|| pool.meeting_time().as_nanos() as u64);
+    let report = Report { latency, meeting_ns };
     if !args.profile {
-        return console.result(&latency, || describe(&latency));
+        return console.result(&report, || describe(&report));
     }
     let mut steps = profile(&mut session, &inputs, limit)?;
     let limits = compare_with_limit(&mut steps, model.manifest(), session.threads())?;
@@ -48,7 +63,7 @@ pub fn run(args: &Bench, global: &Global, console: &Console) -> Result<(), Failu
         write_file(path, trace(&steps).to_string().as_bytes())?;
     }
     let total: u64 = steps.iter().map(|s| s.median_ns).sum();
-    console.result(&serde_json::json!({ "latency": latency, "limits": limits, "steps": steps }), || {
+    console.result(&serde_json::json!({ "latency": report, "limits": limits, "steps": steps }), || {
         let row = |s: &Step| {
             let share = 100.0 * s.median_ns as f64 / total.max(1) as f64;
             let rate = s.macs as f64 / s.median_ns.max(1) as f64;
@@ -60,7 +75,7 @@ pub fn run(args: &Bench, global: &Global, console: &Console) -> Result<(), Failu
         let rates: Vec<String> =
             limits.iter().map(|l| format!("{:.1} GMAC/s by `{}`", l.macs_per_second / 1e9, l.multiply)).collect();
         let limits = if rates.is_empty() { String::new() } else { format!("limit of a core: {}\n", rates.join(", ")) };
-        format!("{table}\n{limits}{}", describe(&latency))
+        format!("{table}\n{limits}{}", describe(&report))
     })
 }
 
@@ -103,10 +118,12 @@ fn trace(steps: &[Step]) -> serde_json::Value {
     serde_json::json!({ "displayTimeUnit": "ms", "traceEvents": steps.iter().map(&mut event).collect::<Vec<_>>() })
 }
 
-fn describe(latency: &Latency) -> String {
+fn describe(Report { latency, meeting_ns }: &Report) -> String {
     let [median, p10, p90] =
         [latency.median_ns, latency.p10_ns, latency.p90_ns].map(|ns| time(Duration::from_nanos(ns)));
-    format!("median {median}, p10 {p10}, p90 {p90} over {} runs on {} threads", latency.runs, latency.threads)
+    let meeting = meeting_ns.map(|ns| format!(", which meet within {}", time(Duration::from_nanos(ns))));
+    let meeting = meeting.unwrap_or_default();
+    format!("median {median}, p10 {p10}, p90 {p90} over {} runs on {} threads{meeting}", latency.runs, latency.threads)
 }
 
 /// When to stop measuring.
