@@ -220,9 +220,10 @@ def described(worker: Worker, reference: np.ndarray) -> dict:
     return {"kind": contender.kind, "bytes": bytes_of(contender)} | startup | answers(logits, reference)
 
 
-def meeting_us(args, model: Path, threads: int) -> float:
+def meeting_us(args, workers: list[Worker], threads: int) -> float:
     """How long so many threads take now to begin and end a step together: what says whether their cores share a cache."""
     binary = args.hawqc[0].rpartition("=")[2]
+    model = next(worker.contender.model for worker in workers if worker.contender.kind == "hawqc")
     command = [binary, "bench", model, "--threads", str(threads), "--iters", "1", "--warmup", "0", "--json"]
     return json.loads(subprocess.run(command, check=True, capture_output=True).stdout)["meeting_ns"] / 1e3
 
@@ -238,7 +239,7 @@ def times(args, workers: list[Worker], threads: int) -> tuple[dict[str, list[dic
         runs[worker.contender.name] = max(3, round(args.seconds * 1e9 / once))
     for turn in range(args.rounds):
         if threads > 1:
-            meetings.append(meeting_us(args, workers[0].contender.model, threads))
+            meetings.append(meeting_us(args, workers, threads))
         shift = turn % len(workers)
         for worker in workers[shift:] + workers[:shift]:
             taken[worker.contender.name].append(worker.ask(runs[worker.contender.name]))

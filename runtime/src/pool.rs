@@ -11,8 +11,8 @@
 //! `unfinished` is zero: it joins on tasks done, never on workers having arrived, so a worker that
 //! sleeps through the whole loop delays nobody.
 //!
-//! A thread claims the lane of its own number if it can, and any other only then: what task `t` of one loop leaves in a core's
-//! cache is what task `t` of the next one wants there.
+//! A thread claims the lane of its own number if it can, and any other only then, a thread without a lane some turns later: what
+//! task `t` of one loop leaves in a core's cache is what task `t` of the next one wants there.
 //!
 //! # Why it is correct
 //!
@@ -54,7 +54,7 @@ use std::time::{Duration, Instant};
 use crate::abi::{Call, TaskFn};
 use crate::error::ErrorClass;
 
-/// Largest number of threads of a pool.
+/// Largest number of threads of a pool, of which 64 take part in a loop.
 pub const MAX_THREADS: usize = 1024;
 /// Environment variable that sets the default number of threads.
 pub const THREADS_VARIABLE: &str = "HAWQC_THREADS";
@@ -65,11 +65,14 @@ pub const THREADS_VARIABLE: &str = "HAWQC_THREADS";
 const SPIN_TURNS: u32 = 10_000;
 /// Every this many turns the waiting thread offers its CPU to others, which may be what it waits for.
 const TURNS_PER_YIELD: u32 = 256;
-/// Loops that [`Pool::meeting_time`] takes, and turns that a task waits at most.
+/// Loops and time that [`Pool::meeting_time`] takes at most, and turns that a task waits.
 const MEETINGS: usize = 1001;
+const MEETINGS_TIME: Duration = Duration::from_millis(100);
 const MEETING_TURNS: u32 = 10_000;
 /// Lanes of a loop at most: bits of `unclaimed`.
 const MAX_LANES: usize = 64;
+/// Turns that a thread without a lane leaves to the threads of unclaimed ones: some microseconds.
+const PATIENCE: u32 = 100;
 /// Bit of `unfinished` that says the caller sleeps.
 const CALLER_WAITS: usize = 1 << (usize::BITS - 1);
 
@@ -148,6 +151,10 @@ fn pause(turn: u32) {
     }
 }
 
+fn has_lane(unclaimed: u64, thread: usize) -> bool {
+    thread < MAX_LANES && unclaimed >> thread & 1 == 1
+}
+
 /// The mutexes guard no data, so a poisoned one is as good as new.
 fn lock(mutex: &Mutex<()>) -> MutexGuard<'_, ()> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -162,9 +169,7 @@ impl Shared {
     fn claim(&self, thread: usize) -> Option<usize> {
         let mut unclaimed = self.unclaimed.load(Ordering::Relaxed);
         while unclaimed > 0 {
-            let own = thread % MAX_LANES;
-            // Others' lanes from the last on, as their threads are the last to be woken.
-            let lane = if unclaimed >> own & 1 == 1 { own } else { unclaimed.ilog2() as usize };
+            let lane = if has_lane(unclaimed, thread) { thread } else { unclaimed.ilog2() as usize };
             let rest = unclaimed & !(1 << lane);
             match self.unclaimed.compare_exchange_weak(unclaimed, rest, Ordering::Acquire, Ordering::Relaxed) {
                 Ok(_) => return Some(lane),
@@ -229,13 +234,16 @@ impl Shared {
     }
 
     /// Waits, first awake and then asleep, until there is work or the pool ends; false at the end.
-    fn wait_for_work(&self) -> bool {
+    fn wait_for_work(&self, thread: usize) -> bool {
+        let mut patience = PATIENCE;
         for turn in 0..self.spin_turns {
             if self.shutdown.load(Ordering::Relaxed) {
                 return false;
             }
-            if self.unclaimed.load(Ordering::Relaxed) > 0 {
-                return true;
+            match self.unclaimed.load(Ordering::Relaxed) {
+                0 => patience = PATIENCE,
+                unclaimed if has_lane(unclaimed, thread) || patience == 0 => return true,
+                _ => patience -= 1,
             }
             pause(turn);
         }
@@ -287,7 +295,7 @@ impl Pool {
         for index in 1..threads {
             let shared = Arc::clone(&pool.shared);
             let worker = thread::Builder::new().name(format!("hawqc-{index}")).spawn(move || {
-                while shared.wait_for_work() {
+                while shared.wait_for_work(index) {
                     shared.work(index);
                 }
             })?;
@@ -332,9 +340,12 @@ impl Pool {
     }
 
     /// What it takes all threads to begin a loop together and to end it: the median of loops whose every task waits for all
-    /// others. Cores that share a cache take a fraction of what others do.
-    pub fn meeting_time(&self) -> Duration {
-        let threads = self.threads();
+    /// others. Cores that share a cache take a fraction of what others do. `None` of one thread, and of more than there are CPUs.
+    pub fn meeting_time(&self) -> Option<Duration> {
+        let threads = self.threads().min(MAX_LANES);
+        if threads == 1 || self.shared.spin_turns == 0 {
+            return None;
+        }
         let meet = |_| {
             let arrived = AtomicUsize::new(0);
             let start = Instant::now();
@@ -350,9 +361,11 @@ impl Pool {
             });
             start.elapsed()
         };
-        let mut times: Vec<Duration> = (0..MEETINGS).map(meet).collect();
+        let begin = Instant::now();
+        let mut times: Vec<Duration> =
+            (0..MEETINGS).take_while(|_| begin.elapsed() < MEETINGS_TIME).map(meet).collect();
         times.sort_unstable();
-        times[MEETINGS / 2]
+        times.get(times.len() / 2).copied()
     }
 
     /// Runs `job` to its end; `job.run` must not unwind.
@@ -458,9 +471,9 @@ mod tests {
 
     #[test]
     fn threads_meet() {
-        for threads in 1..=3 {
-            assert!(Pool::new(threads).unwrap().meeting_time() > Duration::ZERO);
-        }
+        assert_eq!(Pool::new(1).unwrap().meeting_time(), None);
+        assert_eq!(Pool::new(available_threads() + 1).unwrap().meeting_time(), None);
+        assert!(available_threads() == 1 || Pool::new(2).unwrap().meeting_time().is_some());
     }
 
     /// Claims alone, without threads: the own lane first, then the others.
@@ -474,7 +487,7 @@ mod tests {
         assert_eq!(claims(0, 0b1111), [0, 3, 2, 1]);
         assert_eq!(claims(2, 0b1111), [2, 3, 1, 0]);
         assert_eq!(claims(5, 0b0011), [1, 0]);
-        assert_eq!(claims(2 + MAX_LANES, 0b1111), [2, 3, 1, 0]);
+        assert_eq!(claims(2 + MAX_LANES, 0b1111), [3, 2, 1, 0]);
         assert_eq!(claims(1, 0), Vec::<usize>::new());
     }
 

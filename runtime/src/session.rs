@@ -328,22 +328,28 @@ impl Observer<'_> {
 
 /// Working memory of a model: zeroed at first, aligned to [`ARENA_ALIGN`].
 struct Arena {
+    allocated: NonNull<u8>,
+    layout: Layout,
+    /// The first aligned address.
     start: NonNull<u8>,
     bytes: usize,
-    layout: Layout,
 }
 
 impl Arena {
     /// `None` when memory does not suffice. An empty arena still has an aligned address.
     fn new(bytes: usize) -> Option<Arena> {
-        let layout = Layout::from_size_align(bytes.max(1), ARENA_ALIGN).ok()?;
+        // Without an alignment to ask for, zeroed memory comes from the system untouched, and what no task uses never takes
+        // a page.
+        let layout = Layout::from_size_align(bytes.checked_add(ARENA_ALIGN)?, 1).ok()?;
         // SAFETY: the layout's size is not zero.
-        let start = NonNull::new(unsafe { alloc::alloc_zeroed(layout) })?;
-        Some(Arena { start, bytes, layout })
+        let allocated = NonNull::new(unsafe { alloc::alloc_zeroed(layout) })?;
+        // SAFETY: less than `ARENA_ALIGN` bytes on, within the allocation.
+        let start = unsafe { allocated.add(allocated.align_offset(ARENA_ALIGN)) };
+        Some(Arena { allocated, layout, start, bytes })
     }
 
     fn bytes(&self) -> &[u8] {
-        // SAFETY: `start` is an allocation of at least `bytes` bytes, initialised when allocated;
+        // SAFETY: from `start` on the allocation has at least `bytes` bytes, initialised when allocated;
         // the model writes only during a run, which borrows the session mutably.
         unsafe { slice::from_raw_parts(self.start.as_ptr(), self.bytes) }
     }
@@ -352,7 +358,7 @@ impl Arena {
 impl Drop for Arena {
     fn drop(&mut self) {
         // SAFETY: allocated with this layout, and not used afterwards.
-        unsafe { alloc::dealloc(self.start.as_ptr(), self.layout) };
+        unsafe { alloc::dealloc(self.allocated.as_ptr(), self.layout) };
     }
 }
 

@@ -1,7 +1,7 @@
 //! Schedules of the wide depthwise convolution, whose inner kernels are assembled for vectors of 256 or 512 bits.
 //!
 //! The kernel computes `mr` pixels of a row at a time, vector of channels by vector of channels. A unit of work,
-//! which one task runs, is a block of `rows` output rows of an image by `vectors` vectors of channels, whose source
+//! which one task runs, is a block of at most `rows` output rows of an image by `vectors` vectors of channels, whose source
 //! rows are brought into the form that the products want once: cells of 4 bytes a channel.
 
 use std::fmt;
@@ -12,7 +12,7 @@ use hawqc_ir::{Arg, Elem, KernelSpec, Op};
 use crate::cells::CellAxis;
 use crate::conv::plain_rounding;
 use crate::units::{balanced, near};
-use crate::{Machine, Parts, Units, WideMachine};
+use crate::{DEPTHWISE_MACS_PER_WORK, Machine, Parts, TASK_WORK, Units, WideMachine};
 
 /// See the module's documentation. All at least 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -27,6 +27,7 @@ pub struct DepthwiseSchedule {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DepthwiseGeometry {
     pub channels: usize,
+    pub batch: usize,
     /// Output rows and columns.
     pub out: [usize; 2],
     pub kernel: [usize; 2],
@@ -41,8 +42,6 @@ pub struct DepthwiseGeometry {
 /// Bytes of a channel's cell.
 pub const CELL_BYTES: usize = 4;
 const MAX_MR: usize = 8;
-/// Multiply-accumulates of an image from which on threads share it.
-const SHARED_MACS: usize = 320_000;
 /// Bytes that displacements may span.
 const FAR: usize = 1 << 30;
 /// Bytes of prepared source rows of a unit: a part of the first-level cache, or else of the second; and those it should not
@@ -62,11 +61,12 @@ impl DepthwiseGeometry {
             return None;
         };
         let (src, wei) = (spec.operands().get(*src)?, spec.operands().get(*wei)?);
-        let (&[k, kh, kw, 1], &[_, oh, ow, _]) = (wei.shape.as_slice(), step.ty.shape.as_slice()) else {
+        let (&[k, kh, kw, 1], &[n, oh, ow, _]) = (wei.shape.as_slice(), step.ty.shape.as_slice()) else {
             return None;
         };
         (conv.groups > 1 && k == conv.groups).then(|| DepthwiseGeometry {
             channels: k,
+            batch: n,
             out: [oh, ow],
             kernel: [kh, kw],
             stride: conv.stride,
@@ -108,7 +108,8 @@ impl DepthwiseGeometry {
 
 impl DepthwiseSchedule {
     /// Of few tiles to a row the shortest. Whole images of as many channels as fit; where these would be few, as many
-    /// rows of all channels as fit, as reading parts of cache lines costs more than reading rows again.
+    /// rows of all channels as fit, as reading parts of cache lines costs more than reading rows again. Smaller units of either
+    /// kind, if threads then share the work better.
     pub(crate) fn default_for(geometry: &DepthwiseGeometry, machine: Machine) -> Option<DepthwiseSchedule> {
         let wide = geometry.wide_machine(machine)?;
         let alike = |mr: &usize| geometry.tiles_begin_alike(wide, *mr);
@@ -127,8 +128,9 @@ impl DepthwiseSchedule {
             }
         };
         let whole = DepthwiseSchedule { mr, rows: Parts::of(geometry.out[0], most).largest(), vectors };
-        let is_shared =
-            geometry.channels * geometry.out.iter().chain(&geometry.kernel).product::<usize>() >= SHARED_MACS;
+        let sizes = [geometry.batch, geometry.channels];
+        let macs: usize = sizes.iter().chain(&geometry.out).chain(&geometry.kernel).product();
+        let is_shared = macs >= 2 * TASK_WORK * DEPTHWISE_MACS_PER_WORK;
         let parts = (vectors.div_ceil(2)..vectors).rev().filter(|v| is_part(*v));
         let of_parts = parts.map(|vectors| DepthwiseSchedule { vectors, ..whole });
         let of_rows = near(geometry.out[0], whole.rows, whole.rows).map(|rows| DepthwiseSchedule { rows, ..whole });
@@ -139,10 +141,10 @@ impl DepthwiseSchedule {
         Some(schedule).filter(|schedule| schedule.legal(geometry, machine).is_ok())
     }
 
-    /// The units of an image; blocks are the channels of a unit.
-    fn units(&self, geometry: &DepthwiseGeometry, wide: WideMachine) -> Units {
+    /// Blocks are the channels of a unit.
+    pub fn units(&self, geometry: &DepthwiseGeometry, wide: WideMachine) -> Units {
         Units {
-            images: 1,
+            images: geometry.batch,
             rows: Parts::of(geometry.out[0], self.rows),
             blocks: Parts::of(geometry.channels / wide.lanes / self.vectors, 1),
         }
@@ -156,7 +158,7 @@ impl DepthwiseSchedule {
         let vectors_all = geometry.channels / wide.lanes;
         let parts = [1, 2, 3, 4, 6, 8].into_iter().filter(|parts| vectors_all.is_multiple_of(*parts));
         for vectors in parts.map(|parts| vectors_all / parts) {
-            for rows in [2, 4, 8, 16, 32].map(|rows| geometry.out[0].min(rows)) {
+            for rows in [2, 4, 8, 16, 32].map(|rows| Parts::of(geometry.out[0], rows).largest()) {
                 for mr in [first.mr, first.mr.div_ceil(2)] {
                     all.push(DepthwiseSchedule { mr, rows, vectors });
                 }

@@ -32,7 +32,7 @@ pub use cost::{OVERLAP_STEPS, unpacks_beside};
 pub use depthwise::{CELL_BYTES, DepthwiseGeometry, DepthwiseSchedule};
 pub use sections::{Sections, Spread};
 pub use strassen_schedule::StrassenSchedule;
-pub use units::{Parts, Units};
+pub use units::{DEPTHWISE_MACS_PER_WORK, DIRECT_MACS_PER_WORK, Parts, TASK_WORK, Units};
 pub use wide::{Multiply, WideSchedule, unsigned_offset};
 pub use winograd_schedule::WinogradSchedule;
 

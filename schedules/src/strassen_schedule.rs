@@ -1,6 +1,6 @@
 //! Schedules of 1x1 convolutions by Strassen's algorithm ([`crate::strassen`]) in lanes of 8 bits.
 //!
-//! A *tile* is as many consecutive pixels as parts that pixels are split into. A unit of work is `tiles` tiles by a group of
+//! A *tile* is as many consecutive pixels as parts that pixels are split into. A unit of work is at most `tiles` tiles by a group of at most
 //! `blocks` channel blocks (of `nr` vectors of every part of the channels); its products run in register tiles of `mr`
 //! tiles by `nr` vectors.
 
@@ -71,7 +71,7 @@ impl StrassenSchedule {
         all
     }
 
-    /// Equal units of about so many pixels and of whole register tiles.
+    /// Equal units of about so many pixels.
     fn with_tile(
         geometry: &ConvGeometry,
         wide: WideMachine,

@@ -4,6 +4,12 @@
 //! as their results lie in memory: image by image, rows by rows, and for the same rows blocks by blocks. Tasks take neighbouring
 //! units, as many as any other task or one fewer.
 
+/// Work, in element operations of a portable kernel, that is worth handing to another thread: some microseconds.
+pub const TASK_WORK: usize = 40_000;
+/// Multiply-accumulates of assembled kernels that take as long as an element operation.
+pub const DIRECT_MACS_PER_WORK: usize = 16;
+pub const DEPTHWISE_MACS_PER_WORK: usize = 4;
+
 /// `all` things in `count` parts: as many as in any other part, or one fewer. Part `i` begins at `ceil(i * all / count)`, so the
 /// first is one of the larger and the last one of the smaller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

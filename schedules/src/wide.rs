@@ -1,7 +1,7 @@
 //! Schedules of the wide dense convolution, whose inner kernels are assembled for vectors of 256 or 512 bits.
 //!
 //! The kernel computes tiles of `mr` pixels by `nr` vectors of output channels. A unit of work, which one task
-//! runs, is a block of `rows` output rows of an image by a group of `blocks` channel blocks (of `nr` vectors).
+//! runs, is at most `rows` output rows of an image by at most `blocks` channel blocks (of `nr` vectors).
 //! The unit's source rows are brought into the form that the products want once; for each channel block the
 //! weights likewise, then all tiles of the block run.
 
@@ -12,7 +12,7 @@ use hawqc_ir::{Elem, Range};
 
 use crate::conv::ConvGeometry;
 use crate::units::{balanced, near, shared_ns};
-use crate::{Machine, Parts, Units, WideMachine};
+use crate::{DIRECT_MACS_PER_WORK, Machine, Parts, TASK_WORK, Units, WideMachine};
 
 /// How products are formed and summed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -64,9 +64,9 @@ pub struct WideSchedule {
     pub mr: usize,
     /// Vectors of output channels of a register tile.
     pub nr: usize,
-    /// Output rows of a unit.
+    /// Output rows of a unit at most.
     pub rows: usize,
-    /// Channel blocks of a unit.
+    /// Channel blocks of a unit at most.
     pub blocks: usize,
 }
 
@@ -111,6 +111,9 @@ impl WideSchedule {
         let all = tiles(geometry, machine);
         let wide = geometry.wide_machine(machine)?;
         let cost = |s: &WideSchedule| {
+            if !is_shared(geometry) {
+                return s.estimated_ns(geometry, wide);
+            }
             let shared = shared_ns(s.estimated_ns(geometry, wide), s.balance(geometry, wide.lanes));
             shared + s.foreign_bytes(geometry, wide.lanes) as f64 * FOREIGN_NS_PER_BYTE
         };
@@ -126,12 +129,11 @@ impl WideSchedule {
         let row_bytes = (geometry.row_values * multiply.operand_bytes()).max(1);
         let rows = (REGION_BYTES / row_bytes).clamp(1, geometry.image_rows);
         let rows = Parts::of(geometry.image_rows, rows).largest();
-        let macs = geometry.pixels * geometry.channels_out() * geometry.depth;
         // Enough units to share, few enough that a unit is worth handing over.
-        let wanted = (macs / UNIT_MACS).clamp(1, 8);
+        let wanted = (macs(geometry) / UNIT_MACS).clamp(1, 8);
         let row_units = rows_all.div_ceil(rows);
         let schedule = WideSchedule { multiply, mr, nr, rows, blocks: blocks_all };
-        if wanted == 1 {
+        if !is_shared(geometry) {
             return vec![schedule];
         }
         // A little larger or smaller, if threads then share the work better.
@@ -153,12 +155,12 @@ impl WideSchedule {
 
     /// Bytes that threads read of each other's results: all inputs, where threads share channels.
     fn foreign_bytes(&self, geometry: &ConvGeometry, lanes: usize) -> usize {
-        let Units { rows, blocks, .. } = self.units(geometry, lanes);
-        let is_by_rows = blocks.count == 1 || rows.count > 1;
+        let Units { images, rows, blocks } = self.units(geometry, lanes);
+        let is_by_rows = blocks.count == 1 || images * rows.count > 1;
         if is_by_rows { 0 } else { geometry.image_rows * geometry.row_values * geometry.src_bytes }
     }
 
-    pub(crate) fn units(&self, geometry: &ConvGeometry, lanes: usize) -> Units {
+    pub fn units(&self, geometry: &ConvGeometry, lanes: usize) -> Units {
         Units {
             images: geometry.pixels / (geometry.row_pixels * geometry.image_rows),
             rows: Parts::of(geometry.image_rows, self.rows),
@@ -214,6 +216,15 @@ impl WideSchedule {
         }
         Ok(())
     }
+}
+
+fn macs(geometry: &ConvGeometry) -> usize {
+    geometry.pixels * geometry.channels_out() * geometry.depth
+}
+
+/// Whether there is work enough for two threads.
+fn is_shared(geometry: &ConvGeometry) -> bool {
+    macs(geometry) >= 2 * TASK_WORK * DIRECT_MACS_PER_WORK
 }
 
 /// Registers of a tile whose weights come from memory: sums, an input, products in flight, a constant.

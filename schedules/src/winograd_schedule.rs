@@ -1,6 +1,6 @@
 //! Schedules of convolutions by an exact integer Winograd algorithm ([`crate::winograd`]) in lanes of 8 or 16 bits.
 //!
-//! A unit of work is `rows` rows of tiles of an image by a group of `blocks` channel blocks (of `nr` vectors); its
+//! A unit of work is at most `rows` rows of tiles of an image by a group of `blocks` channel blocks (of `nr` vectors); its
 //! products run in register tiles of `mr` tiles by `nr` vectors. With a stride, or with taps in `runs`, several products of a
 //! tile share a sum.
 
@@ -112,7 +112,7 @@ impl WinogradSchedule {
         geometry.stride != [1, 1] || !self.runs.is_empty()
     }
 
-    pub(crate) fn units(&self, geometry: &ConvGeometry, wide: WideMachine) -> Units {
+    pub fn units(&self, geometry: &ConvGeometry, wide: WideMachine) -> Units {
         Units {
             images: geometry.pixels / (geometry.row_pixels * geometry.image_rows),
             rows: Parts::of(geometry.image_rows.div_ceil(self.outputs[0]), self.rows),

@@ -6,9 +6,10 @@
 //! Tasks take neighbouring units, so what a core has of a block is about a part of it by address: with two threads, one has the
 //! lower half and the other the upper. A line that another core wrote last has to be fetched from its cache before it can be
 //! written to, which takes five times as long between cores of different third-level caches. So of the places that are left
-//! a block gets the one where most bytes belong to the core that had them before and has them after ([`Others::strangeness`]).
+//! a block gets the one where most bytes belong to the core that had them before and has them after (`Others::strangeness`).
 //! Scratch memory lies behind all values: that of a task at the same place for every step ([`Scratch`]).
 
+use std::cmp::Reverse;
 use std::collections::BTreeSet;
 
 use thiserror::Error;
@@ -43,15 +44,17 @@ pub struct Scratch {
 
 impl Scratch {
     /// For steps of so many bytes a task and so many tasks, behind so many bytes of other things.
-    pub fn new(steps: &[(usize, usize)], behind: usize) -> Scratch {
-        let mut scratch = Scratch { begins: Vec::new(), end: behind };
+    pub fn new(steps: &[(usize, usize)], behind: usize) -> Result<Scratch, PlanError> {
+        let mut scratch = Scratch { begins: Vec::new(), end: behind.next_multiple_of(BLOCK_ALIGN) };
         let most = |task: usize| steps.iter().filter(|&&(_, tasks)| tasks > task).map(|&(bytes, _)| bytes).max();
         for bytes in (0..).map_while(most).take_while(|&bytes| bytes > 0) {
-            let begin = scratch.end.next_multiple_of(BLOCK_ALIGN);
-            scratch.begins.push(begin);
-            scratch.end = begin + bytes;
+            scratch.begins.push(scratch.end);
+            scratch.end += padded(bytes)?;
+            if scratch.end > ARENA_MAX_BYTES {
+                return Err(PlanError::TooLarge);
+            }
         }
-        scratch
+        Ok(scratch)
     }
 }
 
@@ -72,29 +75,19 @@ impl Block {
 /// Plans the arena. With `keep_all`, no block shares memory with any other.
 pub fn plan(blocks: &[Block], keep_all: bool) -> Result<MemoryPlan, PlanError> {
     let mut order: Vec<usize> = (0..blocks.len()).collect();
-    order.sort_by_key(|&i| (std::cmp::Reverse(blocks[i].bytes), blocks[i].first, i));
+    order.sort_by_key(|&i| (Reverse(blocks[i].bytes), blocks[i].first, i));
     let mut offsets = vec![0; blocks.len()];
     let mut placed: Vec<Placed> = Vec::new();
     let mut arena_bytes = 0;
     for i in order {
         let bytes = padded(blocks[i].bytes)?;
-        let is_alive = |placed: &&Placed| keep_all || placed.block.alive_with(&blocks[i]);
-        let busy: Vec<&Placed> = placed.iter().filter(is_alive).collect();
-        let others = Others(placed.iter().filter(|placed| !is_alive(placed)).collect());
-        let growth = |start: usize| (start + bytes).max(arena_bytes);
-        let mut best = (usize::MAX, f64::INFINITY, 0);
-        for start in others.starts(&busy, bytes) {
-            // Most places are out of the question by the size of the arena alone.
-            if growth(start) <= best.0 && busy.iter().all(|other| other.is_apart(start, bytes)) {
-                let found = (growth(start), others.strangeness(&blocks[i], start), start);
-                if found < best {
-                    best = found
-                }
-            }
-        }
-        offsets[i] = best.2;
-        placed.push(Placed { block: blocks[i], start: best.2, bytes });
-        arena_bytes = best.0;
+        let is_alive = |other: &&Placed| keep_all || other.block.alive_with(&blocks[i]);
+        let gaps = gaps(placed.iter().filter(is_alive), bytes);
+        let others = Others::of(placed.iter().filter(|other| !is_alive(other)), &blocks[i]);
+        let (size, _, start) = others.best_start(&gaps, bytes, arena_bytes);
+        offsets[i] = start;
+        placed.push(Placed { block: blocks[i], start, bytes });
+        arena_bytes = size;
         if arena_bytes > ARENA_MAX_BYTES {
             return Err(PlanError::TooLarge);
         }
@@ -117,49 +110,95 @@ struct Placed {
     bytes: usize,
 }
 
-impl Placed {
-    fn is_apart(&self, start: usize, bytes: usize) -> bool {
-        self.start + self.bytes <= start || start + bytes <= self.start
+/// The ranges of at least `bytes` bytes that no busy block has; the last has no end.
+fn gaps<'a>(busy: impl Iterator<Item = &'a Placed>, bytes: usize) -> Vec<(usize, usize)> {
+    let mut busy: Vec<(usize, usize)> = busy.map(|other| (other.start, other.start + other.bytes)).collect();
+    busy.sort_unstable();
+    let (mut gaps, mut end) = (Vec::new(), 0);
+    for (from, to) in busy {
+        if from >= end + bytes {
+            gaps.push((end, from));
+        }
+        end = end.max(to);
     }
-
-    /// Where in the block, from 0 to 1, an address is.
-    fn part_at(&self, address: f64) -> f64 {
-        (address - self.start as f64) / self.bytes as f64
-    }
+    gaps.push((end, usize::MAX));
+    gaps
 }
 
 /// Blocks that a block may share memory with.
-struct Others<'a>(Vec<&'a Placed>);
+struct Others<'a> {
+    /// Those that have a byte before the block, the last one first: inference follows inference, so those after the block are
+    /// before all that come before it in the same inference.
+    before: Vec<&'a Placed>,
+    /// Those that have a byte after it, the first one first.
+    after: Vec<&'a Placed>,
+}
 
-impl Others<'_> {
-    /// Places worth trying for a block, of which one at least is free: at an end of a block, or with a common middle.
-    fn starts(&self, busy: &[&Placed], bytes: usize) -> BTreeSet<usize> {
-        let ends = |other: &&Placed| [Some(other.start + other.bytes), other.start.checked_sub(bytes)];
-        let middle = |other: &&Placed| (other.start + other.bytes / 2).checked_sub(bytes / 2);
-        let aligned = |start: usize| start / BLOCK_ALIGN * BLOCK_ALIGN;
-        let around = busy.iter().chain(&self.0).flat_map(ends).flatten();
-        around.chain(self.0.iter().filter_map(middle).map(aligned)).chain([0]).collect()
+impl<'a> Others<'a> {
+    fn of(others: impl Iterator<Item = &'a Placed>, block: &Block) -> Others<'a> {
+        let mut before: Vec<&Placed> = others.collect();
+        let mut after = before.clone();
+        before.sort_by_key(|other| Reverse((other.block.last < block.first, other.block.last)));
+        after.sort_by_key(|other| (other.block.first < block.last, other.block.first));
+        Others { before, after }
     }
 
-    /// How much of a block at `start` belongs to other cores before or after: for every byte the difference of its relative
-    /// places in this block and in those that have it before and after, inference following inference.
-    fn strangeness(&self, block: &Block, start: usize) -> f64 {
-        let own = Placed { block: *block, start, bytes: block.bytes.max(1) };
-        let overlapping: Vec<&Placed> =
-            self.0.iter().copied().filter(|other| !other.is_apart(start, own.bytes)).collect();
-        let inside = |address: &usize| (start..start + own.bytes).contains(address);
-        let cuts = overlapping.iter().flat_map(|other| [other.start, other.start + other.bytes]).filter(inside);
-        let cuts: BTreeSet<usize> = cuts.chain([start, start + own.bytes]).collect();
-        let of_piece = |(&from, &to): (&usize, &usize)| {
-            let middle = (from + to) as f64 / 2.0;
-            let here = || overlapping.iter().filter(|other| !other.is_apart(from, to - from));
-            // Later blocks of the inference before come before all earlier ones of this inference.
-            let before = here().max_by_key(|other| (other.block.last < block.first, other.block.last));
-            let after = here().min_by_key(|other| (other.block.first < block.last, other.block.first));
-            let differs = |other: &&Placed| (other.part_at(middle) - own.part_at(middle)).abs();
-            (to - from) as f64 * before.into_iter().chain(after).map(differs).sum::<f64>()
+    /// The size of the arena, [`Others::strangeness`], and the start of `bytes` bytes that are best in this order. Tried are
+    /// both ends of the gaps, and in them the places at an end of another block or with a common middle.
+    fn best_start(&self, gaps: &[(usize, usize)], bytes: usize, arena_bytes: usize) -> (usize, f64, usize) {
+        let aligned = |start: usize| start / BLOCK_ALIGN * BLOCK_ALIGN;
+        let around = |other: &&Placed| {
+            let middle = (other.start + other.bytes / 2).checked_sub(bytes / 2).map(aligned);
+            [Some(other.start + other.bytes), other.start.checked_sub(bytes), middle]
         };
-        cuts.iter().zip(cuts.iter().skip(1)).map(of_piece).sum()
+        let ends = gaps.iter().flat_map(|&(from, to)| [Some(from), (to < usize::MAX).then(|| to - bytes)]);
+        let starts: BTreeSet<usize> = ends.chain(self.before.iter().flat_map(around)).flatten().collect();
+        let is_free = |start: usize| {
+            let gap = gaps.partition_point(|&(from, _)| from <= start).checked_sub(1).map(|i| gaps[i]);
+            gap.is_some_and(|(_, to)| start + bytes <= to)
+        };
+        let mut best = (usize::MAX, f64::INFINITY, 0);
+        for start in starts.into_iter().filter(|&start| is_free(start)) {
+            let size = arena_bytes.max(start + bytes);
+            // Later places make the arena larger still.
+            if size > best.0 {
+                break;
+            }
+            let found = (size, self.strangeness(start, bytes), start);
+            if found < best {
+                best = found;
+            }
+        }
+        best
+    }
+
+    /// How much of a block belongs to other cores before or after: for every byte the difference of its relative places in this
+    /// block and in those that have it before and after.
+    fn strangeness(&self, start: usize, bytes: usize) -> f64 {
+        let part = |from: usize, block_bytes: usize, middle: f64| (middle - from as f64) / block_bytes as f64;
+        let of = |others: &[&Placed]| {
+            let (mut open, mut sum) = (vec![(start, start + bytes)], 0.0);
+            for other in others {
+                if open.is_empty() {
+                    break;
+                }
+                let mut rest = Vec::with_capacity(open.len() + 1);
+                for (from, to) in open {
+                    let shared = (from.max(other.start), to.min(other.start + other.bytes));
+                    if shared.0 >= shared.1 {
+                        rest.push((from, to));
+                        continue;
+                    }
+                    let middle = (shared.0 + shared.1) as f64 / 2.0;
+                    let differs = part(start, bytes, middle) - part(other.start, other.bytes, middle);
+                    sum += (shared.1 - shared.0) as f64 * differs.abs();
+                    rest.extend([(from, shared.0), (shared.1, to)].into_iter().filter(|(from, to)| from < to));
+                }
+                open = rest;
+            }
+            sum
+        };
+        of(&self.before) + of(&self.after)
     }
 }
 
@@ -212,9 +251,20 @@ mod tests {
 
     #[test]
     fn tasks_have_the_same_scratch_memory_at_every_step() {
-        let scratch = Scratch::new(&[(1000, 2), (100, 4), (0, 64)], 10);
-        assert_eq!(scratch, Scratch { begins: vec![64, 1088, 2112, 2240], end: 2340 });
-        assert_eq!(Scratch::new(&[(0, 8)], 10), Scratch { begins: Vec::new(), end: 10 });
+        let scratch = Scratch::new(&[(1000, 2), (100, 4), (0, 64)], 64).unwrap();
+        assert_eq!(scratch, Scratch { begins: vec![64, 1088, 2112, 2240], end: 2368 });
+        assert_eq!(Scratch::new(&[(0, 8)], 64).unwrap(), Scratch { begins: Vec::new(), end: 64 });
+        assert_eq!(Scratch::new(&[(ARENA_MAX_BYTES, 2)], 0), Err(PlanError::TooLarge));
+        assert_eq!(Scratch::new(&[(usize::MAX, 1)], 0), Err(PlanError::TooLarge));
+    }
+
+    /// Places tried grow with the square of the blocks' number; this takes a fraction of a second.
+    #[test]
+    fn a_thousand_blocks_are_planned() {
+        let chain: Vec<Block> =
+            (0..1000).map(|i| Block { bytes: 64 * (1 + i * 617 % 1000), first: i, last: i + 1 }).collect();
+        let ends = chain.windows(2).map(|pair| pair[0].bytes + pair[1].bytes);
+        assert!(plan(&chain, false).unwrap().arena_bytes < 2 * ends.max().unwrap());
     }
 
     #[test]

@@ -15,7 +15,7 @@ use crate::error::{CodegenError, Unsupported};
 use crate::in_place::InPlace;
 use crate::interface::Interface;
 use crate::kernels::{self, Dst, Lowered, Placement};
-use crate::memory_plan::{self, Block, MemoryPlan, Scratch};
+use crate::memory_plan::{self, Block, Scratch};
 use crate::resident;
 use crate::target::{Arch, Dot, Feature, Target};
 
@@ -114,7 +114,8 @@ pub struct Program<'g> {
     pub kernels: Vec<Kernel>,
     pub steps: Vec<Step>,
     pub constants: Vec<Constant>,
-    pub plan: MemoryPlan,
+    /// Bytes of the arena that values lie in.
+    value_bytes: usize,
     /// Scratch memory, the end of the arena.
     pub scratch: Scratch,
     pub interface: Interface,
@@ -178,7 +179,7 @@ impl<'g> Program<'g> {
         let (blocks, block_of) = blocks(graph, &interface, &in_place, &order, &drafts);
         let plan = memory_plan::plan(&blocks, options.keep_values)?;
         let needs: Vec<(usize, usize)> = drafts.iter().map(|draft| (draft.scratch_bytes, draft.max_tasks)).collect();
-        let scratch = Scratch::new(&needs, plan.arena_bytes);
+        let scratch = Scratch::new(&needs, plan.arena_bytes)?;
         let mut places = vec![None; graph.len()];
         for (position, &id) in graph.inputs().iter().enumerate() {
             places[id.index()] = Some(Place::Input(position));
@@ -200,7 +201,7 @@ impl<'g> Program<'g> {
             kernels: Vec::new(),
             steps: Vec::new(),
             constants: Vec::new(),
-            plan,
+            value_bytes: plan.arena_bytes,
             scratch,
             interface,
             copies: Copies::default(),
@@ -234,7 +235,7 @@ impl<'g> Program<'g> {
     }
 
     /// Step `position` alone, under a schedule, as a program of its own. Values have the places of this
-    /// program; scratch memory lies behind its arena.
+    /// program; scratch memory lies behind its values.
     pub fn variant(&self, target: &Target, position: usize, schedule: Schedule) -> Result<Program<'g>, CodegenError> {
         let missing = || CodegenError::Internal(format!("there is no step {position}"));
         let step = self.steps.get(position).ok_or_else(missing)?;
@@ -248,7 +249,7 @@ impl<'g> Program<'g> {
         let draft = builder.draft(self.graph, &options, (step.value, spec), &placement)?;
         let operands =
             draft.operands.iter().map(|&arg| self.place(arg, &mut builder)).collect::<Result<Vec<_>, _>>()?;
-        let scratch = Scratch::new(&[(draft.scratch_bytes, draft.max_tasks)], self.plan.arena_bytes);
+        let scratch = Scratch::new(&[(draft.scratch_bytes, draft.max_tasks)], self.value_bytes)?;
         let step = Step {
             name: step.name.clone(),
             symbol: step.symbol.clone(),
@@ -266,7 +267,7 @@ impl<'g> Program<'g> {
             kernels,
             steps: vec![step],
             constants,
-            plan: self.plan.clone(),
+            value_bytes: self.value_bytes,
             scratch,
             interface: Interface { inputs: Vec::new(), outputs: Vec::new(), integer_values: BTreeSet::new() },
             copies: Copies::default(),
@@ -477,8 +478,9 @@ fn default_lowering(
     (last, lower(last), passed_over)
 }
 
-/// The blocks of memory: one for each result of a kernel that is no part of another; and the block of each such result, which is there from the first step that writes to it on. Step `i` is time
-/// `i + 1`: at time 0 integer inputs are copied in, after the last step outputs are copied out.
+/// The blocks of memory: one for each result of a kernel that is no part of another; and the block of each such result, which
+/// is there from the first step that writes to it on. Step `i` is time `i + 1`: at time 0 integer inputs are copied in, after
+/// the last step outputs are copied out.
 fn blocks(
     graph: &Graph,
     interface: &Interface,

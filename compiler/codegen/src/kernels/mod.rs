@@ -8,8 +8,8 @@
 //! `(pointers, first, end)`, where `pointers` is a table of addresses in the order of
 //! [`Frame`]: the result, the operands in [`Lowered::operands`], the second result, the tables, and scratch memory of its own.
 //! It does the units of work from `first` to before `end`, and writes their parts of the result and nothing else, so nothing
-//! between pixels that lie apart ([`Dst`]); the parts of all [`Lowered::units`] together are the whole. Units follow each other
-//! as their results do in memory, so that neighbours, which a core has in its cache, stay together. It reads no byte outside
+//! between pixels that lie apart ([`Dst`]); the parts of all [`Lowered::units`] together are the whole. Units mostly follow each
+//! other as their results do in memory, so that neighbours, which a core has in its cache, stay together. It reads no byte outside
 //! its operands and calls nothing.
 
 mod border;
@@ -30,7 +30,7 @@ mod wide;
 
 use cranelift_codegen::ir::{FuncRef, Value, types};
 use hawqc_ir::{KernelSpec, Op, Tensor};
-use hawqc_schedules::{ConvGeometry, Schedule};
+use hawqc_schedules::{ConvGeometry, Schedule, TASK_WORK};
 
 use crate::error::Unsupported;
 use crate::program::machine;
@@ -40,8 +40,6 @@ use emit::Code;
 
 /// Most tasks a step is ever split into; bounds scratch memory.
 pub const MAX_TASKS: usize = 64;
-/// Work, in element operations, that is worth handing to another thread.
-const TASK_WORK: u64 = 40_000;
 
 /// Emits the code of a kernel.
 pub trait Body: Sync {
@@ -106,7 +104,7 @@ pub struct Lowered {
 impl Lowered {
     /// Most tasks this kernel may be split into: 1 where handing over costs more than it gains.
     pub fn max_tasks(&self) -> usize {
-        let by_work = usize::try_from(self.work / TASK_WORK).unwrap_or(MAX_TASKS);
+        let by_work = usize::try_from(self.work / TASK_WORK as u64).unwrap_or(MAX_TASKS);
         self.units.min(by_work).clamp(1, MAX_TASKS)
     }
 }

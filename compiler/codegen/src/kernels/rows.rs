@@ -1,10 +1,11 @@
 //! Kernels that go through the result pixel by pixel, a chunk of channels at a time.
 
 use cranelift_codegen::ir::Value;
+use hawqc_schedules::TASK_WORK;
 
+use super::Frame;
 use super::emit::{CHUNK, Code};
 use super::epilogue::Site;
-use super::{Frame, TASK_WORK};
 use crate::error::Unsupported;
 
 /// A result of `pixels` pixels of `channels` channels each, next to each other in memory.
@@ -21,7 +22,7 @@ pub struct Rows {
 impl Rows {
     /// Pixels of a unit of work.
     fn block(&self) -> usize {
-        let wanted = (TASK_WORK as usize / 4).div_ceil(self.channels * self.cost);
+        let wanted = (TASK_WORK / 4).div_ceil(self.channels * self.cost);
         wanted.clamp(1, self.pixels)
     }
 

@@ -29,7 +29,7 @@ pub struct Latency {
 struct Report {
     #[serde(flatten)]
     latency: Latency,
-    /// How long threads take to begin and end a step together; of one thread none.
+    /// How long threads take to begin and end a step together, where each has a CPU.
     meeting_ns: Option<u64>,
 }
 
@@ -52,7 +52,7 @@ pub fn run(args: &Bench, global: &Global, console: &Console) -> Result<(), Failu
     let inputs = make_inputs(&model, Entry::Border, Fill::Random, global.seed)?;
     let limit = Limit { warmup: args.warmup, iterations: args.iters, duration: args.duration };
     let latency = measure(&mut session, &inputs, limit)?;
-    let meeting_ns = (threads > 1).then(|| pool.meeting_time().as_nanos() as u64);
+    let meeting_ns = pool.meeting_time().map(|time| time.as_nanos() as u64);
     let report = Report { latency, meeting_ns };
     if !args.profile {
         return console.result(&report, || describe(&report));

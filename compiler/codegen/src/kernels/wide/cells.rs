@@ -25,7 +25,7 @@ pub struct Cells {
     pub axes: [CellAxis; 2],
     /// Vectors of channels of a unit.
     pub vectors: usize,
-    /// Output rows of a unit.
+    /// Output rows of a larger unit.
     pub rows: usize,
 }
 

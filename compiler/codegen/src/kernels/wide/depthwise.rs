@@ -11,7 +11,9 @@
 
 use cranelift_codegen::ir::{FuncRef, Value};
 use hawqc_ir::{Elem, KernelSpec, Tensor};
-use hawqc_schedules::{CELL_BYTES, CellAxis, DepthwiseGeometry, DepthwiseSchedule, Machine, Parts, Units};
+use hawqc_schedules::{
+    CELL_BYTES, CellAxis, DEPTHWISE_MACS_PER_WORK, DepthwiseGeometry, DepthwiseSchedule, Machine, Units,
+};
 
 use super::cells::{Cells, Place};
 use super::epilogue::{Hold, Pointers, WideEpilogue};
@@ -29,8 +31,6 @@ const PAD: usize = 2;
 const ROWS: usize = 3;
 const LITERALS: usize = 4;
 const FIRST_EPILOGUE_TABLE: usize = 5;
-/// Multiply-accumulates that take about as long as an element operation of other kernels.
-const MACS_PER_WORK: u64 = 4;
 
 /// Output pixels of a vector of channels after which the next vector is computed.
 const BAND_PIXELS: usize = 256;
@@ -43,6 +43,7 @@ struct Depthwise {
     /// Whether one instruction multiplies and adds up.
     dot: bool,
     schedule: DepthwiseSchedule,
+    units: Units,
     dst: Dst,
     cells: Cells,
     positions: Vec<Position>,
@@ -79,18 +80,13 @@ pub(in crate::kernels) fn lower(
 ) -> Result<Lowered, Unsupported> {
     let (geometry, [src, wei], bias) = Geometry::of(spec)?;
     let (weights, bias) = Geometry::constants(constants, wei, bias)?;
-    let found = DepthwiseGeometry::of(spec).and_then(|g| g.wide_machine(machine).map(|wide| (g.axes(wide), wide)));
-    let Some((axes, wide)) = found else {
+    let found = DepthwiseGeometry::of(spec).and_then(|found| found.wide_machine(machine).map(|wide| (found, wide)));
+    let Some((found, wide)) = found else {
         return Err(Unsupported::new("a wide kernel of this convolution"));
     };
+    let (axes, units) = (found.axes(wide), schedule.units(&found, wide));
     let isa = Isa::of(wide);
-    let cells = Cells {
-        geometry,
-        isa,
-        axes,
-        vectors: schedule.vectors,
-        rows: Parts::of(geometry.out[0], schedule.rows).largest(),
-    };
+    let cells = Cells { geometry, isa, axes, vectors: schedule.vectors, rows: units.rows.largest() };
     let (mut epilogue, requant_tables) = WideEpilogue::new(spec, constants, wide)?;
     cells.literals(&mut epilogue);
     let depthwise = Depthwise {
@@ -98,6 +94,7 @@ pub(in crate::kernels) fn lower(
         isa,
         dot: wide.dot,
         schedule,
+        units,
         dst,
         positions: positions(axes),
         operand_bytes: epilogue.operand_bytes(),
@@ -130,8 +127,8 @@ pub(in crate::kernels) fn lower(
         second: epilogue.has_second(),
         proof: String::new(),
         scratch_bytes: depthwise.cells.scratch_bytes(),
-        units: depthwise.units().count(),
-        work: geometry.macs() / MACS_PER_WORK,
+        units: units.count(),
+        work: geometry.macs() / DEPTHWISE_MACS_PER_WORK as u64,
         macs: geometry.macs(),
         is_border: false,
         leaves: vec![Leaf { name: "rows".into(), code: rows }, Leaf { name: "cells".into(), code: cells }],
@@ -143,15 +140,6 @@ impl Depthwise {
     /// Channels of a unit.
     fn unit_channels(&self) -> usize {
         self.schedule.vectors * self.isa.lanes()
-    }
-
-    /// Blocks are the channels of a unit.
-    fn units(&self) -> Units {
-        Units {
-            images: self.geometry.batch,
-            rows: Parts::of(self.geometry.out[0], self.schedule.rows),
-            blocks: Parts::of(self.geometry.channels / self.unit_channels(), 1),
-        }
     }
 
     /// Bytes of the weights of a vector of channels in a row phase.
@@ -388,7 +376,7 @@ impl Body for Depthwise {
         };
         let geometry = &self.geometry;
         frame.units(c, |c, unit| {
-            let units = self.units();
+            let units = self.units;
             let UnitPlace { image, rows, blocks: [group, _] } = c.place(units, unit);
             let channel = c.mul_int(group, self.unit_channels());
             let image_bytes = geometry.size[0] * geometry.size[1] * geometry.pixel_bytes();

@@ -29,7 +29,8 @@ use std::borrow::Cow;
 use cranelift_codegen::ir::{FuncRef, InstBuilder, StackSlotData, StackSlotKind, Value, types};
 use hawqc_ir::{Elem, KernelSpec, Range, Tensor};
 use hawqc_schedules::{
-    ConvGeometry, Machine, Multiply, Parts, Sections, Units, WideMachine, WideSchedule, unpacks_beside, unsigned_offset,
+    ConvGeometry, DIRECT_MACS_PER_WORK, Machine, Multiply, Sections, Units, WideMachine, WideSchedule, unpacks_beside,
+    unsigned_offset,
 };
 
 use super::conv::Geometry;
@@ -44,8 +45,6 @@ use window::Window;
 
 /// Tiles from which on the weights of a channel block are turned into operands once for all of them.
 const EXPAND_TILES: usize = 3;
-/// Multiply-accumulates that take about as long as an element operation of other kernels.
-const MACS_PER_WORK: u64 = 16;
 
 const WEIGHTS: usize = 0;
 const START: usize = 1;
@@ -59,6 +58,7 @@ struct Wide {
     isa: Isa,
     schedule: WideSchedule,
     sections: Sections,
+    units: Units,
     source: Source,
     dst: Dst,
     /// Vectors of weights of a channel block's vector: runs times steps.
@@ -123,6 +123,7 @@ pub(super) fn lower(
         isa,
         schedule,
         sections,
+        units: schedule.units(&conv, wide.lanes),
         dst,
         depth: run_offsets.len() * steps,
         load,
@@ -138,7 +139,7 @@ pub(super) fn lower(
     let mut tables = vec![
         Table { bytes: packing.pack(&weights, load), is_weights: true },
         Table::new(packing.start(&weights, bias.as_deref())),
-        Table::new(ints(&wide.source.pixel_offsets(wide.units().rows.largest()))),
+        Table::new(ints(&wide.source.pixel_offsets(wide.units.rows.largest()))),
         Table::new(ints(&run_offsets)),
         literals,
     ];
@@ -171,9 +172,9 @@ pub(super) fn lower(
         forms: format!("{}{window:?}", epilogue.form()),
         second: epilogue.has_second(),
         proof: if multiply == Multiply::Sum16 { window.to_string() } else { String::new() },
-        scratch_bytes: wide.source.scratch_bytes(wide.units().rows.largest()) + wide.panel_bytes(),
-        units: wide.units().count(),
-        work: geometry.macs() / MACS_PER_WORK,
+        scratch_bytes: wide.source.scratch_bytes(wide.units.rows.largest()) + wide.panel_bytes(),
+        units: wide.units.count(),
+        work: geometry.macs() / DIRECT_MACS_PER_WORK as u64,
         macs: geometry.macs(),
         is_border: false,
         leaves,
@@ -328,17 +329,9 @@ impl Wide {
         self.vectors() % self.schedule.nr
     }
 
-    fn units(&self) -> Units {
-        Units {
-            images: self.geometry.batch,
-            rows: Parts::of(self.geometry.out[0], self.schedule.rows),
-            blocks: Parts::of(self.blocks(), self.schedule.blocks),
-        }
-    }
-
     /// Pixels of a larger and of a smaller unit.
     fn unit_pixels(&self) -> [usize; 2] {
-        self.units().rows.sizes().map(|(rows, _)| rows * self.geometry.out[1])
+        self.units.rows.sizes().map(|(rows, _)| rows * self.geometry.out[1])
     }
 
     /// Tiles that read a block's weights where these lie in memory.
@@ -422,7 +415,7 @@ impl Body for Wide {
 impl Wide {
     fn unit(&self, c: &mut Code, frame: &Frame, unit: Value) -> Result<(), Unsupported> {
         let geometry = &self.geometry;
-        let units = self.units();
+        let units = self.units;
         let UnitPlace { image, rows: [first_row, end_row], blocks: [first_block, end_block] } = c.place(units, unit);
         let image_bytes = geometry.size[0] * geometry.size[1] * geometry.pixel_bytes();
         let src = c.offset(frame.operands[0], image, image_bytes);
@@ -434,7 +427,6 @@ impl Wide {
         let src = self.source.prepare(c, src, first_row, prepared, rows_at);
         let one = c.int(1);
         let mut outcome = Ok(());
-        let is_smaller = c.is_smaller(units.rows, [first_row, end_row]);
         c.range(first_block, end_block, one, |c, block| {
             let src = self.section(c, src, block);
             let either = |c: &mut Code, vectors: usize| {
@@ -443,6 +435,7 @@ impl Wide {
                 if larger == smaller {
                     return self.tiles(c, frame, &unit(larger), (block, vectors), weights);
                 }
+                let is_smaller = c.is_smaller(units.rows, [first_row, end_row]);
                 c.either(is_smaller, |c, is_smaller| {
                     let pixels = if is_smaller { smaller } else { larger };
                     self.tiles(c, frame, &unit(pixels), (block, vectors), weights)

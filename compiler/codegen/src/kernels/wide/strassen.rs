@@ -11,13 +11,13 @@
 use cranelift_codegen::ir::{FuncRef, Value};
 use hawqc_ir::{KernelSpec, Tensor};
 use hawqc_schedules::strassen::{INPUTS, Levels, OUTPUTS, Sum, prove};
-use hawqc_schedules::{ConvGeometry, Machine, Multiply, Parts, StrassenSchedule, Units};
+use hawqc_schedules::{ConvGeometry, DIRECT_MACS_PER_WORK, Machine, Multiply, Parts, StrassenSchedule, Units};
 
+use super::call;
 use super::epilogue::{Hold, WideEpilogue, splat_byte};
 use super::positions::{Buffers, FIRST_EPILOGUE_TABLE, Group, LITERALS, Positions};
 use super::store::{Pixels, Vectors};
 use super::window::Window;
-use super::{MACS_PER_WORK, call};
 use crate::asm::{Asm, AsmError, Binary, Isa, Mem, V};
 use crate::error::Unsupported;
 use crate::kernels::conv::Geometry;
@@ -108,7 +108,7 @@ pub fn lower(
         proof: operands.to_string(),
         scratch_bytes: strassen.positions.scratch().iter().sum(),
         units: strassen.units().count(),
-        work: geometry.macs() / MACS_PER_WORK,
+        work: geometry.macs() / DIRECT_MACS_PER_WORK as u64,
         macs: geometry.macs(),
         is_border: false,
         leaves,
@@ -304,7 +304,7 @@ fn combine(asm: &mut Asm, levels: usize, at: &dyn Fn(usize) -> Mem) -> Vec<V> {
 struct Unit {
     /// Counted in the batch.
     first_tile: Value,
-    /// One of [`Strassen::unit_tiles`].
+    /// One of [`Positions::unit_tiles`].
     tiles: usize,
     /// Whether the last tile of the batch is in it.
     is_last: bool,

@@ -11,14 +11,14 @@
 use cranelift_codegen::ir::{FuncRef, Value};
 use hawqc_ir::{KernelSpec, Range, Tensor};
 use hawqc_schedules::winograd::{Kernel, Layer, Proof, Winograd2d, prove};
-use hawqc_schedules::{ConvGeometry, Machine, Multiply, Parts, Units, WinogradSchedule};
+use hawqc_schedules::{ConvGeometry, DIRECT_MACS_PER_WORK, Machine, Multiply, Units, WinogradSchedule};
 
+use super::call;
 use super::epilogue::WideEpilogue;
 use super::positions::{Buffers, FIRST_EPILOGUE_TABLE, Group, LITERALS, Order, Positions};
 use super::source::Source;
 use super::transform::{InputLayout, Outputs, add_literals, assemble_input, assemble_output};
 use super::window::Window;
-use super::{MACS_PER_WORK, call};
 use crate::asm::{AsmError, Isa};
 use crate::error::Unsupported;
 use crate::kernels::conv::Geometry;
@@ -31,6 +31,7 @@ struct Winograd {
     geometry: Geometry,
     isa: Isa,
     schedule: WinogradSchedule,
+    units: Units,
     algorithm: Winograd2d,
     source: Source,
     order: Order,
@@ -51,7 +52,8 @@ pub fn lower(
 ) -> Result<Lowered, Unsupported> {
     let (geometry, [src, wei], bias) = Geometry::of(spec)?;
     let (weights, bias) = Geometry::constants(constants, wei, bias)?;
-    let Some(wide) = ConvGeometry::of(spec).and_then(|g| g.dense_machine(machine)) else {
+    let found = ConvGeometry::of(spec).and_then(|conv| conv.dense_machine(machine).map(|wide| (conv, wide)));
+    let Some((conv, wide)) = found else {
         return Err(Unsupported::new("a wide kernel of this convolution"));
     };
     let isa = Isa::of(wide);
@@ -82,8 +84,8 @@ pub fn lower(
     // In the ring of the lanes, so bytes are right with or without sign.
     let overhang = (geometry.channels * schedule.multiply.operand_bytes()) % isa.bytes();
     let source = Source::new(tiled(&geometry, &algorithm), schedule.multiply.operand_bytes(), 0, overhang);
-    let rows = rows(&geometry, &algorithm, schedule);
-    let unit_tiles = rows.sizes().map(|(rows, _)| rows * grid(&geometry, &algorithm)[1]);
+    let units = schedule.units(&conv, wide);
+    let unit_tiles = units.rows.sizes().map(|(rows, _)| rows * grid(&geometry, &algorithm)[1]);
     let input_bytes = unit_tiles[0] * geometry.channels * schedule.multiply.operand_bytes();
     let positions = Positions {
         isa,
@@ -106,6 +108,7 @@ pub fn lower(
         geometry,
         isa,
         schedule,
+        units,
         source,
         order,
         positions,
@@ -127,8 +130,8 @@ pub fn lower(
         second: epilogue.has_second(),
         proof: proof.to_string(),
         scratch_bytes: winograd.scratch().iter().sum(),
-        units: winograd.units().count(),
-        work: geometry.macs() / (2 * MACS_PER_WORK),
+        units: units.count(),
+        work: geometry.macs() / (2 * DIRECT_MACS_PER_WORK as u64),
         macs: geometry.macs(),
         is_border: false,
         leaves,
@@ -168,11 +171,6 @@ fn grid(geometry: &Geometry, algorithm: &Winograd2d) -> [usize; 2] {
     [0, 1].map(|axis| geometry.out[axis].div_ceil(m[axis]))
 }
 
-/// The tile rows of an image's units.
-fn rows(geometry: &Geometry, algorithm: &Winograd2d, schedule: WinogradSchedule) -> Parts {
-    Parts::of(grid(geometry, algorithm)[0], schedule.rows)
-}
-
 /// The convolution with as many outputs as whole tiles have.
 fn tiled(geometry: &Geometry, algorithm: &Winograd2d) -> Geometry {
     let m = algorithm.outputs();
@@ -188,18 +186,10 @@ impl Winograd {
         grid(&self.geometry, &self.algorithm)
     }
 
-    fn units(&self) -> Units {
-        Units {
-            images: self.geometry.batch,
-            rows: rows(&self.geometry, &self.algorithm, self.schedule),
-            blocks: Parts::of(self.positions.blocks(), self.schedule.blocks),
-        }
-    }
-
     /// Scratch bytes of the transformed inputs, the sums and the prepared rows.
     fn scratch(&self) -> [usize; 3] {
         let [inputs, sums] = self.positions.scratch();
-        let rows = self.source.scratch_bytes(self.units().rows.largest() * self.m()[0]);
+        let rows = self.source.scratch_bytes(self.units.rows.largest() * self.m()[0]);
         [inputs, sums, rows].map(|b| b.next_multiple_of(64))
     }
 
@@ -261,7 +251,7 @@ impl Body for Winograd {
     fn emit(&self, c: &mut Code, frame: &Frame) -> Result<(), Unsupported> {
         let mut outcome = Ok(());
         frame.units(c, |c, unit| {
-            let units = self.units();
+            let units = self.units;
             let UnitPlace { image, rows: [first_row, end_row], blocks } = c.place(units, unit);
             let [inputs, sums, _] = self.scratch();
             let sums_at = c.add_int(frame.scratch, inputs);
@@ -332,31 +322,29 @@ impl Winograd {
         let rests = [0, 1].map(|axis| out[axis] % m[axis]);
         c.count(unit.rows, 1, |c, row| {
             let tile_row = c.add(unit.first_row, row);
-            let mut of_row = |c: &mut Code, rows: usize| {
+            let of_row = |c: &mut Code, rows: usize| {
                 let (whole, rest) = (out[1] / m[1], rests[1]);
-                let mut tile = |c: &mut Code, column: Value, columns: usize| {
-                    let result =
-                        self.transform_output(c, frame, unit, (block, vectors), [row, column], [rows, columns]);
-                    let before = std::mem::replace(&mut outcome, Ok(()));
-                    outcome = before.and(result);
+                let tile = |c: &mut Code, column: Value, columns: usize| {
+                    self.transform_output(c, frame, unit, (block, vectors), [row, column], [rows, columns])
                 };
+                let mut result = Ok(());
                 if whole > 0 {
-                    c.count(whole, 1, |c, column| tile(c, column, m[1]));
+                    c.count(whole, 1, |c, column| result = tile(c, column, m[1]));
                 }
                 if rest > 0 {
                     let column = c.int(whole);
-                    tile(c, column, rest);
+                    result = result.and(tile(c, column, rest));
                 }
+                result
             };
-            match (rests[0], grid[0]) {
+            outcome = match (rests[0], grid[0]) {
                 (0, _) => of_row(c, m[0]),
                 (rest, 1) => of_row(c, rest),
                 (rest, all) => {
                     let is_whole = c.below(tile_row, all - 1);
-                    let of_row = std::cell::RefCell::new(of_row);
-                    c.if_else(is_whole, |c| (of_row.borrow_mut())(c, m[0]), |c| (of_row.borrow_mut())(c, rest));
+                    c.either(is_whole, |c, is_whole| of_row(c, if is_whole { m[0] } else { rest }))
                 }
-            }
+            };
         });
         outcome
     }
