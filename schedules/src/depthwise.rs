@@ -141,7 +141,7 @@ impl DepthwiseSchedule {
         Some(schedule).filter(|schedule| schedule.legal(geometry, machine).is_ok())
     }
 
-    /// Blocks are the channels of a unit.
+    /// What the work is cut into; blocks are those of `vectors` vectors.
     pub fn units(&self, geometry: &DepthwiseGeometry, wide: WideMachine) -> Units {
         Units {
             images: geometry.batch,

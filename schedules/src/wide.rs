@@ -160,6 +160,7 @@ impl WideSchedule {
         if is_by_rows { 0 } else { geometry.image_rows * geometry.row_values * geometry.src_bytes }
     }
 
+    /// What the work is cut into; blocks are those of `nr` vectors of so many lanes.
     pub fn units(&self, geometry: &ConvGeometry, lanes: usize) -> Units {
         Units {
             images: geometry.pixels / (geometry.row_pixels * geometry.image_rows),

@@ -112,6 +112,7 @@ impl WinogradSchedule {
         geometry.stride != [1, 1] || !self.runs.is_empty()
     }
 
+    /// What the work is cut into; rows are those of tiles, blocks those of `nr` vectors.
     pub fn units(&self, geometry: &ConvGeometry, wide: WideMachine) -> Units {
         Units {
             images: geometry.pixels / (geometry.row_pixels * geometry.image_rows),
