@@ -26,7 +26,8 @@ const TILE: usize = 2;
 /// Weights made operands ahead of the tiles; outputs.
 const PREPARED: usize = 3;
 const OUTPUT: usize = 4;
-/// Vectors of transformed inputs; vectors of sums to be transformed; bytes of weights that units read.
+/// Vectors of transformed inputs; vectors of sums to be transformed; bytes of weights, each once, as
+/// later units find them in a nearer cache.
 const INPUT: usize = 5;
 const SUM: usize = 6;
 const WEIGHT_BYTE: usize = 7;
@@ -39,9 +40,9 @@ const WEIGHT: usize = 9;
 const COPIED: usize = 10;
 
 /// Nanoseconds of each, from `schedules/data/zen3_avx2.txt`.
-const AVX2: [f64; TERMS] = [0.0879, 0.0490, 10.2597, 0.0337, 0.0210, 1.9227, 0.0000, 0.0428, 0.0636, 0.0422, 0.0136];
+const AVX2: [f64; TERMS] = [0.0881, 0.0486, 10.3489, 0.0336, 0.0292, 2.3258, 0.3722, 0.0471, 0.0560, 0.0422, 0.0135];
 /// From `schedules/data/zen4_avx512.txt`.
-const DOT: [f64; TERMS] = [0.2569, 0.0168, 1.1169, 0.0290, 0.0714, 3.3796, 1.1009, 0.0122, 0.0102, 0.0513, 0.0296];
+const DOT: [f64; TERMS] = [0.2594, 0.0264, 0.0000, 0.0205, 0.0584, 2.0836, 0.6646, 0.0134, 0.0156, 0.0567, 0.0201];
 
 /// Products that a tile must have at least, for the unit that forms them not to wait for sums.
 const LATENCY: usize = 5;
@@ -186,9 +187,9 @@ impl WideSchedule {
         let mut counts = [0.0; TERMS];
         [counts[PRODUCT], counts[SOURCE], counts[TILE], counts[CROWD], counts[WEIGHT]] =
             tiles.map(|count| count as f64);
-        let weights = (images * rows.count * channels * depth) as f64;
+        let weights = (channels * depth) as f64;
         if self.expands(geometry, wide, depth) {
-            counts[PREPARED] = weights;
+            counts[PREPARED] = (images * rows.count) as f64 * weights;
         } else {
             counts[WEIGHT_BYTE] = if four_bits { weights / 2.0 } else { weights };
         }
@@ -238,7 +239,7 @@ impl WinogradSchedule {
         // Every group of channels transforms its inputs again.
         counts[INPUT] = (blocks.count * tiles * positions * geometry.group_in.div_ceil(input_lanes)) as f64;
         counts[SUM] = (tiles * depths.values().sum::<usize>() * vectors) as f64;
-        counts[WEIGHT_BYTE] = (images * rows.count * self.weight_bytes(geometry, positions)) as f64;
+        counts[WEIGHT_BYTE] = self.weight_bytes(geometry, positions) as f64;
         counts
     }
 
